@@ -1,0 +1,1 @@
+"""Annotations, clip sampling, geometry, text and batches."""

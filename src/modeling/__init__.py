@@ -1,0 +1,1 @@
+"""Towers, heads, losses, objectives, and the loading of published weights."""

@@ -1,0 +1,1 @@
+"""The finetuning and inference runners: retrieval, question answering, multiple choice."""

@@ -1,0 +1,1 @@
+"""One file per decoding backend, all behind `read(Request) -> Reply`."""
