@@ -128,6 +128,7 @@ class Installed:
     """A clean environment, outside the checkout, into which the wheel was installed."""
 
     wheel: Path
+    source: Path
     environment: Path
     folder: Path
 
@@ -164,7 +165,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     away = folder / "away"
     away.mkdir()
-    return Installed(wheel, environment, away)
+    return Installed(wheel, folder / "checkout" / "src", environment, away)
 
 
 def _built_wheel(folder: Path) -> Path:
@@ -185,9 +186,9 @@ def test_wheel_holds_the_whole_package_and_nothing_else(installed: Installed) ->
         held = {name for name in archive.namelist() if not name.endswith("/")}
     metadata = f"rushes-{rushes.__version__}.dist-info/"
     expected = {
-        f"rushes/{path.relative_to(SOURCE)}"
-        for path in SOURCE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        f"rushes/{path.relative_to(installed.source)}"
+        for path in installed.source.rglob("*")
+        if path.is_file() and not any(part.endswith(".egg-info") for part in path.parts)
     }
     assert {name for name in held if not name.startswith(metadata)} == expected
     assert f"{metadata}licenses/LICENSE" in held
@@ -203,7 +204,7 @@ def test_version_is_told_by_the_command(installed: Installed) -> None:
 
 
 def test_every_preset_loads_by_name(installed: Installed) -> None:
-    presets = sorted(path.stem for path in (SOURCE / "configs").glob("*.json"))
+    presets = sorted(path.stem for path in (installed.source / "configs").glob("*.json"))
     script = (
         "import sys\n"
         "from rushes.configs.load import load_config, preset_names\n"
@@ -219,8 +220,8 @@ def test_every_preset_loads_by_name(installed: Installed) -> None:
 def test_every_module_imports(installed: Installed) -> None:
     """Nothing in the wheel leans on the checkout, on a GPU or on an optional library."""
     modules = sorted(
-        ".".join(["rushes", *path.relative_to(SOURCE).with_suffix("").parts])
-        for path in SOURCE.rglob("*.py")
+        ".".join(["rushes", *path.relative_to(installed.source).with_suffix("").parts])
+        for path in installed.source.rglob("*.py")
         if path.name not in ("__init__.py", "__main__.py")
     )
     script = f"import importlib\nfor name in {modules}: importlib.import_module(name)\nprint('all')"
