@@ -1,0 +1,126 @@
+"""`rushes demo`: the whole road on a rendered corpus, one command after the other, each shown.
+
+Every step is an ordinary command that a user could type; a step that has finished with the same
+configuration is not repeated, so a demo that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rushes.errors import RushesError
+
+
+class DemoFailed(RushesError):
+    """A step of the demo ended with an error; its own output says why."""
+
+
+class Size(NamedTuple):
+    """How much of everything."""
+
+    train: int
+    validation: int
+    test: int
+    overlays: tuple[str, ...]
+
+
+DEMO = Size(train=600, validation=60, test=200, overlays=())
+FULL = Size(train=900, validation=150, test=200, overlays=("demo_full",))
+
+
+class Step(NamedTuple):
+    """One command of the road and the file that says it has finished."""
+
+    title: str
+    arguments: tuple[str, ...]
+    finished: Path
+
+
+def steps(folder: Path, size: Size, seed: int) -> list[Step]:
+    """The road as commands, in order."""
+    corpus = folder / "corpus"
+    render = [
+        *("footage", str(corpus), "--train", str(size.train), "--val", str(size.validation)),
+        *("--test", str(size.test), "--seed", str(seed)),
+    ]
+    compress = [
+        *("prepare", str(corpus / "videos"), str(corpus / "videos_6fps")),
+        *("--fps", "6", "--height", "192", "--gop", "6", "--crf", "20"),
+        *("--bad", str(folder / "bad_videos.jsonl")),
+    ]
+
+    def run(command: str, name: str, *presets: str, extra: Sequence[str] = ()) -> Step:
+        overlays = [p for name in (*presets, *size.overlays) for p in ("--config", name)]
+        arguments = [
+            *(command, *overlays, "--data_mount_dir", str(corpus), "--seed", str(seed)),
+            *("--output_dir", str(folder / name), *extra),
+        ]
+        return Step(name, tuple(arguments), folder / name / "results.json")
+
+    def start(name: str) -> tuple[str, str]:
+        return "--e2e_weights_path", str(folder / name / "best")
+
+    return [
+        Step("footage", tuple(render), corpus / "corpus.json"),
+        Step("prepare", tuple(compress), corpus / "videos_6fps" / "prepared.json"),
+        run("pretrain", "stage1", "pretrain_stage1", "tiny", "demo_stage1"),
+        run("pretrain", "stage2", "pretrain_stage2", "tiny", "demo_stage2", extra=start("stage1")),
+        run(
+            "finetune",
+            "retrieval",
+            *("msrvtt_retrieval", "tiny", "demo_retrieval"),
+            extra=start("stage1"),
+        ),
+        run("finetune", "qa", "msrvtt_qa", "tiny", "demo_qa", extra=start("stage2")),
+        run("infer", "mc", "msrvtt_mc", "tiny", "demo_mc", extra=start("retrieval")),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; returns an exit code."""
+    parser = argparse.ArgumentParser(prog="rushes demo", allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=None, help="folder (runs/demo)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full", action="store_true", help="full size: about 35 minutes")
+    parser.add_argument("--until", default=None, help="stop after this step")
+    options = parser.parse_args(argv)
+    name = f"demo-full-{options.seed}" if options.full else "demo"
+    folder: Path = options.out or Path("runs") / name
+    road = steps(folder, FULL if options.full else DEMO, options.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    for number, step in enumerate(road, 1):
+        _run(step, number, len(road), folder)
+        if step.title == options.until:
+            return 0
+    from rushes import demo_report
+
+    seconds = time.monotonic() - begun
+    return demo_report.write(folder, seed=options.seed, full=options.full, seconds=seconds)
+
+
+def _run(step: Step, number: int, count: int, folder: Path) -> None:
+    print(f"\n[{number}/{count}] rushes {shlex.join(step.arguments)}", flush=True)  # noqa: T201
+    if step.finished.exists():
+        print(f"    done before: {step.finished}", flush=True)  # noqa: T201
+        return
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "rushes.cli", *step.arguments]
+    code = subprocess.run(command, env=dict(os.environ), check=False).returncode
+    if code:
+        raise DemoFailed(f"step {step.title} ended with exit code {code}: {shlex.join(command)}")
+    seconds = time.monotonic() - begun
+    timings = folder / "timings.json"
+    known = json.loads(timings.read_text("utf-8")) if timings.exists() else {}
+    known[step.title] = round(seconds, 1)
+    timings.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    print(f"    {step.title}: {seconds:.0f} s", flush=True)  # noqa: T201
