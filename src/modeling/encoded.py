@@ -26,12 +26,14 @@ class Level:
         mask: bool `R S`, True where there is a value; None: everywhere.
         times: start and end in seconds, float `R S 2`, where known.
         pooled: one vector a row after the modality's own pooling (not projected), `R D`.
+        grid: rows and columns where S runs over grids (clip by clip, row-major).
     """
 
     values: Tensor
     mask: Tensor | None = None
     times: Tensor | None = None
     pooled: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class Encoded:
             yield self.embeddings[name]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
-        """The same structure with `function` applied to each tensor of `tensors()`, in that order."""
+        """The same structure, `function` applied to each tensor of `tensors()`, in that order."""
         levels = {}
         for key in sorted(self.levels):
             level = self.levels[key]
             values = function(level.values)
             pooled = None if level.pooled is None else function(level.pooled)
-            levels[key] = Level(values, level.mask, level.times, pooled)
+            levels[key] = Level(values, level.mask, level.times, pooled, level.grid)
         embeddings = {name: function(self.embeddings[name]) for name in sorted(self.embeddings)}
         return Encoded(self.batch_size, levels, embeddings)
 
@@ -83,6 +85,7 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
             None if first.mask is None else torch.cat([_there(row.mask) for row in rows]),
             None if first.times is None else torch.cat([_there(row.times) for row in rows]),
             None if first.pooled is None else torch.cat([_there(row.pooled) for row in rows]),
+            first.grid,
         )
     embeddings = {
         name: torch.cat([part.embeddings[name] for part in parts]) for name in parts[0].embeddings

@@ -1,4 +1,4 @@
-"""What models and objectives need of a batch: read-only attributes, so that no data code is imported.
+"""What models and objectives need of a batch: read-only attributes, no data code imported.
 
 `rushes.datasets.batch.Batch` has them all; its docstring gives the shapes.
 """
