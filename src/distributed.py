@@ -1,8 +1,9 @@
-"""The only place that knows how processes talk: `World`, made once in main and passed as an argument."""
+"""The only place that knows how processes talk: `World`, made once in main and passed on."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,11 +35,11 @@ class World(ABC):
 
     @abstractmethod
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all ranks in rank order, `sum(R_r) ...`; ranks may differ in rows. No gradient."""
+        """Rows of all ranks in rank order, `sum(R_r) ...`; numbers of rows may differ."""
 
     @abstractmethod
     def all_gather_with_grad(self, tensor: Tensor) -> Tensor:
-        """As `all_gather`; backward sums the gradients of all ranks and gives back this rank's rows.
+        """As `all_gather`; backward sums the gradients of all ranks and takes this rank's rows.
 
         With gradients of parameters averaged over ranks and a loss computed alike on every rank
         from the gathered rows, multiply that loss by nothing: each rank's backward yields
@@ -58,8 +59,13 @@ class World(ABC):
         """The value that rank `source` has."""
 
     @abstractmethod
+    def broadcast_tensors(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Give every rank the values that rank `source` has, in place; same shapes on all."""
+
     def broadcast_parameters(self, module: torch.nn.Module) -> None:
         """Give every rank the parameters and buffers of rank 0, in place."""
+        state = [*module.parameters(), *module.buffers()]
+        self.broadcast_tensors([tensor.detach() for tensor in state])
 
     @abstractmethod
     def average_gradients(self, module: torch.nn.Module) -> None:
@@ -104,10 +110,10 @@ class SingleWorld(World):
     def all_gather_object(self, value: Any) -> list[Any]:
         return [value]
 
-    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:  # noqa: ARG002
         return value
 
-    def broadcast_parameters(self, module: torch.nn.Module) -> None:
+    def broadcast_tensors(self, tensors: Sequence[Tensor], source: int = 0) -> None:
         pass
 
     def average_gradients(self, module: torch.nn.Module) -> None:

@@ -1,0 +1,196 @@
+"""A small dual encoder and a loader for tests of the loop: real gradients, no video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rushes.configs.schema import ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
+from rushes.datasets.batch import Batch
+from rushes.distributed import World
+from rushes.modeling.encoded import Encoded, Level
+from rushes.modeling.inputs import BatchLike
+from rushes.modeling.objectives import Objective
+
+VOCABULARY = 32
+TOKENS = 6
+
+
+def toy_config(run_folder: str = "", **train: object) -> RunConfig:
+    """A run of a few steps in float32."""
+    settings: dict[str, object] = {
+        "epochs": 3,
+        "batch_size": 4,
+        "precision": "fp32",
+        "checkpoint_every": 2,
+        **train,
+    }
+    return RunConfig(
+        output_dir=run_folder,
+        seed=5,
+        objectives=(ObjectiveConfig("contrastive"),),
+        optim=OptimConfig(learning_rate=1e-2, schedule="linear", warmup_ratio=0.2),
+        train=TrainConfig(**settings),  # type: ignore[arg-type]
+    )
+
+
+class Contrast:
+    """Symmetric contrast over the valid rows of all ranks, computed alike on every rank."""
+
+    def __call__(
+        self,
+        encoded: Encoded,
+        batch: BatchLike,
+        world: World,
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> Mapping[str, Tensor]:
+        valid = world.all_gather(batch.valid)
+        video = world.all_gather_with_grad(encoded.embeddings["video"])[valid]
+        text = world.all_gather_with_grad(encoded.embeddings["text"])[valid]
+        logits = text @ video.T / 0.2
+        target = torch.arange(len(logits))
+        loss = nn.functional.cross_entropy(logits, target)
+        return {"contrastive_loss": 0.5 * (loss + nn.functional.cross_entropy(logits.T, target))}
+
+
+class Counting(nn.Module):
+    """A sum over own rows, scaled by the global count; has a parameter of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 1)
+
+    def forward(
+        self,
+        encoded: Encoded,
+        batch: BatchLike,
+        world: World,
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> Mapping[str, Tensor]:
+        assert batch.text_ids is not None
+        count = world.all_reduce_sum(batch.valid.sum().float())
+        target = batch.text_ids.float().mean(1) / VOCABULARY
+        error = (self.head(encoded["text", "token"].values.mean(1))[:, 0] - target).square()
+        total = torch.where(batch.valid, error, 0.0).sum()
+        return {"count_loss": total / count * world.size, "count_error": error.detach().mean()}
+
+
+class ToyModel(nn.Module):
+    """Pixels and words to one space; dropout is the only noise."""
+
+    def __init__(self, width: int = 16, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.video = nn.Sequential(nn.Linear(12, width), nn.Tanh(), nn.Linear(width, width))
+        self.word_embeddings = nn.Embedding(VOCABULARY, width)
+        self.text = nn.Linear(width, width)
+        self.unused = nn.Linear(2, 2)
+        self.dropout = nn.Dropout(dropout)
+        self.counting = Counting(width)
+        self.contrast = Contrast()
+
+    def encode(self, batch: BatchLike) -> Encoded:
+        """Both towers."""
+        assert batch.low is not None
+        assert batch.text_ids is not None
+        pixels = batch.low.float().flatten(1) / 255
+        video = self.dropout(self.video(pixels))
+        tokens = self.dropout(self.text(self.word_embeddings(batch.text_ids)))  # B L D
+        embeddings = {
+            "video": nn.functional.normalize(video, dim=-1),
+            "text": nn.functional.normalize(tokens.mean(1), dim=-1),
+        }
+        return Encoded(len(batch), {("text", "token"): Level(tokens)}, embeddings)
+
+    def objectives(self, step: int) -> Mapping[str, tuple[float, Objective]]:  # noqa: ARG002
+        """Both, always."""
+        return {"contrastive": (1.0, self.contrast), "counting": (0.5, self.counting)}
+
+
+def toy_model(seed: int = 0, dropout: float = 0.0) -> ToyModel:
+    """The same weights for the same seed."""
+    torch.manual_seed(seed)
+    return ToyModel(dropout=dropout)
+
+
+def toy_sample(index: int) -> tuple[Tensor, Tensor]:
+    """Pixels `1 1 3 2 2` and words `L` of one sample; words follow from the pixels."""
+    generator = torch.Generator().manual_seed(1000 + index)
+    pixels = torch.randint(0, 256, (1, 1, 3, 2, 2), generator=generator, dtype=torch.uint8)
+    words = (pixels.flatten()[:TOKENS].long() // 8) % VOCABULARY
+    return pixels, words
+
+
+def toy_batch(indices: list[int], failing: frozenset[int] = frozenset()) -> Batch:
+    """One batch of the given samples; failing ones are black and not valid."""
+    samples = [toy_sample(index) for index in indices]
+    valid = torch.tensor([index not in failing for index in indices], dtype=torch.bool)
+    pixels = (
+        torch.stack([pixels for pixels, _ in samples]) if samples else torch.zeros(0, 1, 1, 3, 2, 2)
+    )
+    words = torch.stack([words for _, words in samples])
+    return Batch(
+        ids=tuple(f"sample{index}" for index in indices),
+        indices=torch.tensor(indices),
+        valid=valid,
+        low=pixels * valid.view(-1, 1, 1, 1, 1, 1).to(torch.uint8),
+        text_ids=words,
+        text_mask=torch.ones_like(words),
+    )
+
+
+class ToyLoader:
+    """Global micro-batches in an order of (seed, epoch) alone; each rank takes its rows."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        size: int = 40,
+        failing: Mapping[int, int] | None = None,
+    ) -> None:
+        self.config, self.world, self.size = config, world, size
+        self.failing = dict(failing or {})
+        """Sample index -> step (from 1) from which on it cannot be read."""
+        self.micro = config.train.batch_size * world.size
+        self.steps_per_epoch = size // (self.micro * config.train.accumulation)
+        self.asked: list[int] = []
+        self.bad: dict[str, int] = {}
+
+    def batches(self, start_step: int) -> Iterator[list[Batch]]:
+        """From any step, at once."""
+        step = start_step
+        while True:
+            self.asked.append(step)
+            yield [self._micro(step, number) for number in range(self.config.train.accumulation)]
+            step += 1
+
+    def _micro(self, step: int, number: int) -> Batch:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1000 + epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        start = (within * self.config.train.accumulation + number) * self.micro
+        rows = order[start : start + self.micro]
+        size = self.config.train.batch_size
+        mine = rows[self.world.rank * size : (self.world.rank + 1) * size]
+        failing = frozenset(i for i in mine if step + 1 >= self.failing.get(i, step + 2))
+        return toy_batch(mine, failing)
+
+    def failures(self) -> Mapping[str, Mapping[str, str]]:
+        """Reasons of all that can fail."""
+        return {
+            f"sample{index}": {"video": f"v{index}", "reason": "truncated", "detail": "cut"}
+            for index in self.failing
+        }
+
+    def mark_bad(self, since: Mapping[str, int]) -> None:
+        """Remembered, for the tests."""
+        self.bad = dict(since)
+
+
+def with_batch_size(config: RunConfig, batch_size: int, accumulation: int = 1) -> RunConfig:
+    """The same run cut into other pieces."""
+    train = replace(config.train, batch_size=batch_size, accumulation=accumulation)
+    return replace(config, train=train)
