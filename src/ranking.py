@@ -1,0 +1,407 @@
+"""Ranking from scores alone, tile by tile in bounded memory, both directions in one pass.
+
+A `Scorer` gives the scores of some queries against a block of the gallery; nothing here knows where
+they come from.
+
+Ties are worth the mean rank of the tie: with g items strictly above the best relevant one, m
+irrelevant items equal to it and p relevant ones equal to it, the rank is 1 + g + m / (p + 1), the
+expectation over all orders of the tie. So a model that gives every pair the same score gets the
+rank of chance, not rank 1 (which counting "strictly above" would give it).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rushes.errors import MetricError
+
+TILE = 1024
+"""Queries and gallery items of one block of scores: 4 MB in float32, which caches hold."""
+
+
+class Scorer(Protocol):
+    """Scores of queries against a block of the gallery; higher is better."""
+
+    @property
+    def num_queries(self) -> int: ...
+
+    @property
+    def num_gallery(self) -> int: ...
+
+    def __call__(self, queries: Tensor, gallery: slice) -> Tensor:
+        """Scores `Q G` of the queries with indices `queries` (int64 `Q`) and a gallery block."""
+        ...
+
+
+class EmbeddingScorer:
+    """Inner products of two sets of vectors (cosine where they have unit length).
+
+    Args:
+        queries: float `Q D`.
+        gallery: float `G D`.
+    """
+
+    def __init__(self, queries: Tensor, gallery: Tensor) -> None:
+        if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+            raise MetricError(
+                f"embeddings of shapes {tuple(queries.shape)} and {tuple(gallery.shape)}: "
+                "expected Q D and G D with one D"
+            )
+        for name, values in (("query", queries), ("gallery", gallery)):
+            bad = ~torch.isfinite(values).all(dim=1)
+            if bad.any():
+                first = int(bad.nonzero()[0])
+                raise MetricError(f"{name} embedding {first} of {len(values)} is not finite")
+        self.queries, self.gallery = queries.contiguous(), gallery.contiguous()
+        self._rows: tuple[Tensor, Tensor] | None = None
+        self._out: Tensor | None = None
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.queries)
+
+    @property
+    def num_gallery(self) -> int:
+        return len(self.gallery)
+
+    def __call__(self, queries: Tensor, gallery: slice) -> Tensor:
+        if self._rows is None or self._rows[0] is not queries:
+            self._rows = (queries, self.queries[queries])
+        rows, block = self._rows[1], self.gallery[gallery]
+        # One buffer for all tiles: the caller uses a tile up before it asks for the next.
+        shape = (len(rows), len(block))
+        if self._out is None or self._out.shape != shape:
+            self._out = rows.new_empty(shape)
+        return torch.mm(rows, block.T, out=self._out)  # Q G
+
+
+class MatrixScorer:
+    """A finished matrix of scores, float `Q G`."""
+
+    def __init__(self, scores: Tensor) -> None:
+        if scores.ndim != 2:
+            raise MetricError(f"scores of shape {tuple(scores.shape)}: expected Q G")
+        self.scores = scores
+
+    @property
+    def num_queries(self) -> int:
+        return int(self.scores.shape[0])
+
+    @property
+    def num_gallery(self) -> int:
+        return int(self.scores.shape[1])
+
+    def __call__(self, queries: Tensor, gallery: slice) -> Tensor:
+        return self.scores[queries, gallery]
+
+
+class DualSoftmaxScorer:
+    """Each score times its softmax over the other side (dual softmax, CAMoE, section 3.3).
+
+    It sees all queries of the test set at once, which a user who asks one question cannot: results
+    made with it always say so.
+
+    Args:
+        scorer: the plain scores.
+        temperature: of the softmax; scores are divided by it.
+        over: "queries" to judge query -> gallery, "gallery" to judge gallery -> query.
+    """
+
+    def __init__(self, scorer: Scorer, temperature: float, over: str = "queries") -> None:
+        if temperature <= 0:
+            raise MetricError(f"dual softmax temperature {temperature}: expected more than 0")
+        if over not in ("queries", "gallery"):
+            raise MetricError(f"over={over!r}: expected 'queries' or 'gallery'")
+        self.scorer, self.temperature, self.over = scorer, temperature, over
+        self._log_sum = self._normaliser()
+
+    @property
+    def num_queries(self) -> int:
+        return self.scorer.num_queries
+
+    @property
+    def num_gallery(self) -> int:
+        return self.scorer.num_gallery
+
+    def _normaliser(self) -> Tensor:
+        """Log of the softmax's denominator, float64: by column over queries, or by row."""
+        by_query = self.over == "gallery"
+        size = self.num_queries if by_query else self.num_gallery
+        total = torch.full((size,), float("-inf"), dtype=torch.float64)
+        for rows in _rows(torch.arange(self.num_queries), TILE):
+            for block in _blocks(self.num_gallery, TILE):
+                scores = self.scorer(rows, block).double() / self.temperature
+                where: Tensor | slice = rows if by_query else block
+                part = torch.logsumexp(scores, dim=1 if by_query else 0)
+                total[where] = torch.logaddexp(total[where], part.cpu())
+        return total
+
+    def __call__(self, queries: Tensor, gallery: slice) -> Tensor:
+        scores = self.scorer(queries, gallery).double()
+        log_sum = self._log_sum.to(scores.device)
+        log_sum = log_sum[queries][:, None] if self.over == "gallery" else log_sum[gallery][None]
+        return scores * torch.exp(scores / self.temperature - log_sum)
+
+
+def relevant_pairs(queries: Sequence[Hashable], gallery: Sequence[Hashable]) -> Tensor:
+    """Which query fits which item, by equal keys: int64 `P 2` of (query, gallery) indices.
+
+    Many-to-many: a key may stand on both sides any number of times.
+    """
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(gallery):
+        places[key].append(index)
+    pairs = [(q, g) for q, key in enumerate(queries) for g in places.get(key, ())]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class RankCounts:
+    """Where the best relevant item of each query of one direction stands.
+
+    Attributes:
+        ranks: float64 `Q`, 1 is best, ties at their mean rank; NaN where nothing is relevant.
+        best: its score, `Q`; -inf where nothing is relevant.
+        relevant_tied: relevant items with that score, itself included, int64 `Q`.
+        above, tied: irrelevant items strictly above it and equal to it, int64 `Q`; None unless
+            ties were counted apart.
+    """
+
+    ranks: Tensor
+    best: Tensor
+    relevant_tied: Tensor
+    above: Tensor | None = None
+    tied: Tensor | None = None
+
+
+def rank_both(
+    scorer: Scorer, pairs: Tensor, *, tile: int = TILE, count_ties: bool = False
+) -> tuple[RankCounts, RankCounts]:
+    """Ranks of the best relevant item in both directions, out of one pass over the scores.
+
+    The threshold of each query is read out of the very tile that it is then compared in: the same
+    inner product computed elsewhere differs in the last bit, which moves ranks. Tiles with relevant
+    pairs are therefore made first, then all tiles; queries are ordered so that such tiles are few.
+
+    Args:
+        scorer: scores in tiles.
+        pairs: relevant (query, gallery) indices, int64 `P 2`.
+        tile: queries and gallery items a tile; memory is a few tiles whatever the sizes.
+        count_ties: count ties apart everywhere (`RankCounts.tied`), which costs time.
+
+    Returns:
+        query -> gallery and gallery -> query.
+
+    Raises:
+        MetricError: NaN scores, no relevant pair at all, or indices outside.
+    """
+    pairs = _checked(pairs, scorer)
+    order = _diagonal_order(pairs, scorer.num_queries)
+    position = torch.empty_like(order)
+    position[order] = torch.arange(len(order))
+    grid = _Grid(scorer, order, tile)
+    by_tile = grid.group(position[pairs[:, 0]], pairs[:, 1])
+    rows = _Side(scorer.num_queries)
+    columns = _Side(scorer.num_gallery)
+    for (i, j), (r, c) in by_tile.items():
+        values = grid.scores(i, j)[r, c].double().cpu()
+        rows.offer(r + i * tile, values)
+        columns.offer(c + j * tile, values)
+    for i in range(grid.num_rows):
+        for j in range(grid.num_columns):
+            scores = grid.scores(i, j)
+            _refuse_nan(scores)
+            known = by_tile.get((i, j))
+            rows.compare(scores, i * tile, known, 1, count_ties)
+            columns.compare(scores, j * tile, known, 0, count_ties)
+    irrelevant_r = scorer.num_gallery - torch.bincount(pairs[:, 0], minlength=scorer.num_queries)
+    irrelevant_c = scorer.num_queries - torch.bincount(pairs[:, 1], minlength=scorer.num_gallery)
+    forward = rows.finish(irrelevant_r[order], count_ties)
+    return _reordered(forward, position), columns.finish(irrelevant_c, count_ties)
+
+
+class _Grid:
+    """The tiles of a score matrix whose rows are taken in a given order."""
+
+    def __init__(self, scorer: Scorer, order: Tensor, tile: int) -> None:
+        if tile < 1:
+            raise MetricError(f"tile={tile}: expected at least 1")
+        self.scorer, self.tile = scorer, tile
+        self.rows = _rows(order, tile)
+        self.columns = _blocks(scorer.num_gallery, tile)
+        self.num_rows, self.num_columns = len(self.rows), len(self.columns)
+
+    def scores(self, i: int, j: int) -> Tensor:
+        return self.scorer(self.rows[i], self.columns[j])
+
+    def group(self, rows: Tensor, columns: Tensor) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """Positions inside each tile of the given (row, column) places, by tile."""
+        cell = rows // self.tile * self.num_columns + columns // self.tile
+        by_cell = torch.argsort(cell, stable=True)
+        cells, counts = torch.unique_consecutive(cell[by_cell], return_counts=True)
+        out = {}
+        for name, members in zip(
+            cells.tolist(), torch.split(by_cell, counts.tolist()), strict=True
+        ):
+            place = (name // self.num_columns, name % self.num_columns)
+            out[place] = (rows[members] % self.tile, columns[members] % self.tile)
+        return out
+
+
+class _Side:
+    """Running counts of one direction."""
+
+    def __init__(self, size: int) -> None:
+        self.best = torch.full((size,), float("-inf"), dtype=torch.float64)
+        self.relevant_tied = torch.zeros(size, dtype=torch.int64)
+        self.sign_sum = torch.zeros(size, dtype=torch.float64)
+        self.tied = torch.zeros(size, dtype=torch.int64)
+        self._work: Tensor | None = None
+
+    def offer(self, places: Tensor, values: Tensor) -> None:
+        """Scores of relevant pairs: keep the best of each query and how often it occurs."""
+        if torch.isnan(values).any():
+            raise MetricError("the score of a relevant pair is NaN")
+        if torch.isinf(values).any():
+            raise MetricError("the score of a relevant pair is infinite")
+        new = self.best.scatter_reduce(0, places, values, "amax")
+        self.relevant_tied[new > self.best] = 0
+        at_best = (values == new[places]).to(torch.int64)
+        self.relevant_tied.scatter_add_(0, places, at_best)
+        self.best = new
+
+    def compare(
+        self,
+        scores: Tensor,
+        start: int,
+        known: tuple[Tensor, Tensor] | None,
+        dim: int,
+        count_ties: bool,
+    ) -> None:
+        """Add up sign(score - best) over the irrelevant items of one tile along `dim`."""
+        size = scores.shape[1 - dim]
+        rows = slice(start, start + size)
+        # Float32 scores have float32 thresholds, so going through float64 changes no bit.
+        best = self.best[rows].to(scores)
+        best[self.relevant_tied[rows].to(best.device) == 0] = 0.0  # not -inf: no rank is asked for
+        if self._work is None or self._work.shape != scores.shape:
+            self._work = torch.empty_like(scores)
+        work = torch.sub(scores, best[:, None] if dim == 1 else best[None], out=self._work)
+        if known is not None:
+            work[known] = 0.0
+        several = torch.ones(size, dtype=torch.bool) if count_ties else self.relevant_tied[rows] > 1
+        if several.any():
+            self.tied[rows] += _count_zeros(work, several, known, dim)
+        torch.sign(work, out=work)
+        # A product with ones sums a tile several times faster than sum(); whole numbers this small
+        # are exact.
+        ones = torch.ones(scores.shape[dim], dtype=scores.dtype, device=scores.device)
+        sums = torch.mv(work if dim == 1 else work.T, ones).double().cpu()
+        self.sign_sum[rows] += sums
+
+    def finish(self, irrelevant: Tensor, count_ties: bool) -> RankCounts:
+        """Counts and ranks, given how many irrelevant items each query has."""
+        # above - below = sign_sum and above + tied + below = irrelevant.
+        half = (self.sign_sum + irrelevant) / 2  # above + tied / 2
+        above = half - self.tied / 2
+        several = self.relevant_tied > 1
+        ranks = 1 + torch.where(several, above + self.tied / (self.relevant_tied + 1), half)
+        ranks[self.relevant_tied == 0] = float("nan")
+        if not count_ties:
+            return RankCounts(ranks, self.best, self.relevant_tied)
+        whole = above.to(torch.int64)
+        return RankCounts(ranks, self.best, self.relevant_tied, whole, self.tied)
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    """Raise `MetricError` for NaN; one cheap product finds that there is none."""
+    ones = torch.ones(scores.shape[1], dtype=scores.dtype, device=scores.device)
+    if not torch.isfinite(torch.mv(scores, ones).sum()) and torch.isnan(scores).any():
+        raise MetricError("scores hold NaN; ranks of NaN mean nothing")
+
+
+def _count_zeros(
+    work: Tensor, which: Tensor, known: tuple[Tensor, Tensor] | None, dim: int
+) -> Tensor:
+    """Irrelevant zeros of `work` along `dim`, int64, for the queries in `which` (0 elsewhere)."""
+    index = which.nonzero().flatten().to(work.device)
+    chosen = work.index_select(1 - dim, index)
+    out = torch.zeros(len(which), dtype=torch.int64)
+    out[which] = (chosen == 0).sum(dim=dim).cpu()
+    if known is not None:
+        own = torch.bincount(known[1 - dim], minlength=len(which))
+        out[which] -= own[which]
+    return out
+
+
+def _reordered(counts: RankCounts, position: Tensor) -> RankCounts:
+    return RankCounts(
+        counts.ranks[position],
+        counts.best[position],
+        counts.relevant_tied[position],
+        None if counts.above is None else counts.above[position],
+        None if counts.tied is None else counts.tied[position],
+    )
+
+
+def _checked(pairs: Tensor, scorer: Scorer) -> Tensor:
+    shape = (scorer.num_queries, scorer.num_gallery)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise MetricError(f"relevant pairs of shape {tuple(pairs.shape)}: expected P 2")
+    if not len(pairs):
+        raise MetricError(f"no query of {shape[0]} has a relevant item among {shape[1]}")
+    for column, (name, size) in enumerate(zip(("query", "gallery"), shape, strict=True)):
+        low, high = int(pairs[:, column].min()), int(pairs[:, column].max())
+        if low < 0 or high >= size:
+            raise MetricError(f"relevant {name} indices {low}..{high}: expected 0..{size - 1}")
+    unique: Tensor = torch.unique(pairs.cpu(), dim=0)
+    return unique
+
+
+def _diagonal_order(pairs: Tensor, num_queries: int) -> Tensor:
+    """Queries ordered by their first relevant item, so that relevant pairs lie along a diagonal."""
+    first = torch.full((num_queries,), torch.iinfo(torch.int64).max)
+    first = first.scatter_reduce(0, pairs[:, 0], pairs[:, 1], "amin")
+    return torch.argsort(first, stable=True)
+
+
+def _blocks(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def top_k(scorer: Scorer, k: int, *, tile: int = TILE) -> tuple[Tensor, Tensor]:
+    """The k best gallery items of each query, best first, equal scores by index.
+
+    Returns:
+        scores float `Q k` and indices int64 `Q k`; k is cut to the gallery's size.
+    """
+    k = min(k, scorer.num_gallery)
+    values, indices = [], []
+    for rows in _rows(torch.arange(scorer.num_queries), tile):
+        best: Tensor | None = None
+        where = torch.empty(0, dtype=torch.int64)
+        for block in _blocks(scorer.num_gallery, tile):
+            scores = scorer(rows, block)
+            places = torch.arange(block.start, block.stop, device=scores.device)
+            places = places.expand(len(rows), -1)
+            if best is not None:
+                scores, places = torch.cat([best, scores], 1), torch.cat([where, places], 1)
+            best, chosen = torch.topk(scores, min(k, scores.shape[1]), dim=1)
+            where = places.gather(1, chosen)
+        assert best is not None, "a gallery has at least one item"
+        by_index = torch.argsort(where, dim=1)
+        best, where = best.gather(1, by_index), where.gather(1, by_index)
+        best, chosen = torch.sort(best, dim=1, descending=True, stable=True)
+        values.append(best.cpu())
+        indices.append(where.gather(1, chosen).cpu())
+    return torch.cat(values), torch.cat(indices)
+
+
+def _rows(indices: Tensor, step: int) -> list[Tensor]:
+    return [indices[block] for block in _blocks(len(indices), step)]
