@@ -37,7 +37,14 @@ _REFERRING = (
     b"https://",
     b"rtsptext",
 )
-_SOUND = ((0, b"ID3"), (0, b"fLaC"), (8, b"WAVE"), (0, b"\xff\xf1"), (0, b"\xff\xf9"), (0, b"\xff\xfb"))
+_SOUND = (
+    (0, b"ID3"),
+    (0, b"fLaC"),
+    (8, b"WAVE"),
+    (0, b"\xff\xf1"),
+    (0, b"\xff\xf9"),
+    (0, b"\xff\xfb"),
+)
 _PREFIXES = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
     (b"FLV\x01", "flv"),

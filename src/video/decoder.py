@@ -1,0 +1,214 @@
+"""Decodes chosen frames of an indexed file and as little else as possible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from rushes.errors import DecodeTimeout
+from rushes.video.catalogue import Source
+from rushes.video.index import VideoIndex
+from rushes.video.limits import Limits
+from rushes.video.media import Bytes, bare_context, open_media
+from rushes.video.packets import PacketFlag
+
+
+class StreamTrouble(Exception):
+    """The stream does not decode as its packets promise; the caller takes the careful way."""
+
+
+@dataclass
+class Spent:
+    """What decoding took so far."""
+
+    packets: int = 0
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Packets decoded in one go, ascending, and the frames that come out of them."""
+
+    packets: Sequence[int]
+    frames: frozenset[int]
+
+
+class Decoder:
+    """The open file and decoder of one video.
+
+    Args:
+        source: the file or bytes.
+        index: its packets.
+        limits: bounds of the pictures.
+        threads: decoding threads.
+    """
+
+    def __init__(self, source: Source, index: VideoIndex, limits: Limits, threads: int) -> None:
+        self.source, self.index, self.limits, self.threads = source, index, limits, threads
+        self._content: Bytes | None = None
+        self._context: Any = None
+
+    def frames(
+        self, wanted: Sequence[int], deadline: float | None, spent: Spent
+    ) -> Iterator[tuple[int, Any]]:
+        """The wanted frames, each as soon as it is decoded.
+
+        Args:
+            wanted: frames in display order, ascending, no repeats.
+            deadline: `time.monotonic()` after which to give up; None never.
+            spent: counts what is decoded.
+
+        Raises:
+            StreamTrouble: an error, or a frame that did not come.
+            DecodeTimeout: the deadline passed.
+        """
+        if not wanted:
+            return
+        if self.index.whole or not self.index.direct:
+            yield from self._by_demuxer(wanted, deadline, spent)
+            return
+        for run in plan_runs(self.index, wanted):
+            yield from self._direct_run(run, deadline, spent)
+
+    def _direct_run(
+        self, run: _Run, deadline: float | None, spent: Spent
+    ) -> Iterator[tuple[int, Any]]:
+        content, context = self._opened()
+        index = self.index
+        missing = set(run.frames)
+        try:
+            for packet in run.packets:
+                _check(deadline, self.source.video_id)
+                size = int(index.sizes[packet])
+                data = content.read(int(index.positions[packet]), size)
+                if len(data) != size:
+                    raise StreamTrouble(f"packet {packet} is cut short")
+                spent.packets += 1
+                spent.bytes_read += size
+                coded = av.Packet(data)
+                coded.pts = coded.dts = packet
+                for frame in context.decode(coded):
+                    yield from self._chosen(frame, missing)
+            for frame in context.decode(None):
+                yield from self._chosen(frame, missing)
+        except (FFmpegError, MemoryError) as error:
+            raise StreamTrouble(str(error)) from error
+        finally:
+            context.flush_buffers()
+        if missing:
+            raise StreamTrouble(f"frames {sorted(missing)[:4]} did not come out")
+
+    def _chosen(self, frame: Any, missing: set[int]) -> Iterator[tuple[int, Any]]:
+        number = int(self.index.packet_frames[frame.pts]) if frame.pts is not None else -1
+        if number in missing:
+            missing.remove(number)
+            yield number, frame
+
+    def _opened(self) -> tuple[Bytes, Any]:
+        if self._content is None:
+            self._content = Bytes(self.source)
+        if self._context is None:
+            index = self.index
+            codec = "libdav1d" if index.info.codec == "av1" else index.info.codec
+            self._context = bare_context(
+                codec, index.extradata, self.limits, self.threads, strict=True
+            )
+        return self._content, self._context
+
+    def _by_demuxer(
+        self, wanted: Sequence[int], deadline: float | None, spent: Spent
+    ) -> Iterator[tuple[int, Any]]:
+        """Through FFmpeg's demuxer: for containers that break packets up, and damaged files."""
+        index, missing = self.index, set(wanted)
+        needed = _needed(index, wanted)
+        last = max(needed)
+        with open_media(self.source, index.container, self.limits) as media:
+            stream = media.streams[index.stream]
+            context = stream.codec_context
+            context.thread_count = self.threads
+            context.thread_type = "AUTO" if self.threads > 1 else "NONE"
+            if not index.whole:
+                context.options = {**context.options, "err_detect": "explode"}
+            for number, packet in _numbered(media, stream):
+                _check(deadline, self.source.video_id)
+                if index.whole or number in needed:
+                    spent.packets += 1
+                    spent.bytes_read += packet.size
+                    for frame in self._tolerant(context, packet, number):
+                        yield from self._chosen(frame, missing)
+                if not missing or (number >= last and not index.whole):
+                    break
+            if missing:
+                for frame in self._tolerant(context, None, -1):
+                    yield from self._chosen(frame, missing)
+        if missing:
+            raise StreamTrouble(f"frames {sorted(missing)[:4]} did not come out")
+
+    def _tolerant(self, context: Any, packet: Any, number: int) -> Sequence[Any]:
+        if packet is not None:
+            packet.pts = packet.dts = number
+        try:
+            frames: Sequence[Any] = context.decode(packet)
+        except (FFmpegError, MemoryError) as error:
+            if not self.index.whole:
+                raise StreamTrouble(str(error)) from error
+            return ()
+        return frames
+
+    def close(self) -> None:
+        """Give back the file and the decoder's memory."""
+        if self._content is not None:
+            self._content.close()
+        self._content = self._context = None
+
+
+def _numbered(media: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        for packet in media.demux(stream):
+            if packet.size:
+                yield number, packet
+                number += 1
+    except FFmpegError:
+        return  # a file that ends in rubbish; its index was made under the same rule
+
+
+def _needed(index: VideoIndex, wanted: Sequence[int]) -> frozenset[int]:
+    return frozenset(packet for run in plan_runs(index, wanted) for packet in run.packets)
+
+
+def plan_runs(index: VideoIndex, wanted: Sequence[int]) -> list[_Run]:
+    """Which packets to decode for the wanted frames.
+
+    Each run begins at a key frame and ends with the last packet that a wanted frame needs; packets
+    to which no other picture refers are left out unless they are wanted.
+    """
+    asked = sorted((int(index.frame_packets[frame]), int(frame)) for frame in wanted)
+    spans: list[tuple[int, int, list[int]]] = []
+    for packet, frame in asked:
+        start = index.start_of(frame)
+        if spans and start <= spans[-1][1] + 1:
+            first, _, frames = spans[-1]
+            spans[-1] = (min(first, start), packet, [*frames, frame])
+        else:
+            spans.append((start, packet, [frame]))
+    runs = []
+    for first, last, frames in spans:
+        keep = index.flags[first : last + 1] & PacketFlag.DROPPABLE == 0
+        if index.whole:
+            keep[:] = True
+        keep[index.frame_packets[frames] - first] = True
+        packets = (np.flatnonzero(keep) + first).tolist()
+        runs.append(_Run(packets, frozenset(frames)))
+    return runs
+
+
+def _check(deadline: float | None, video: str) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise DecodeTimeout(video, "the deadline passed while decoding")

@@ -1,0 +1,146 @@
+"""Opens files for PyAV under rules: a sniffed demuxer, local files only, bounded pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+from av.error import FFmpegError
+
+from rushes.errors import RefusedVideo, UnreadableVideo, VideoReason
+from rushes.video.catalogue import Source
+from rushes.video.limits import Limits
+from rushes.video.sniff import HEAD_BYTES, cut_short, sniff
+
+_FORMAT_NAMES = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
+
+
+class Bytes:
+    """Random access to the bytes of a source, without any decoding library."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._data = source.data
+        self._file = -1
+        if self._data is None:
+            try:
+                self._file = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise UnreadableVideo(
+                    source.video_id, f"cannot be opened: {error.strerror}", "missing"
+                ) from error
+            self.size = os.fstat(self._file).st_size
+        else:
+            self.size = len(self._data)
+
+    def read(self, position: int, size: int) -> bytes:
+        """`size` bytes at `position`, fewer at the end."""
+        if self._data is not None:
+            return self._data[position : position + size]
+        return os.pread(self._file, size, position)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Bytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_bytes(source: Source, content: Bytes, limits: Limits) -> tuple[str, bool]:
+    """The demuxer for a file and whether the file was cut short; refuses what is no video."""
+    head = content.read(0, HEAD_BYTES)
+    container = sniff(source.video_id, head)
+    if content.size > limits.max_bytes:
+        raise RefusedVideo(
+            source.video_id, f"{content.size} bytes, the limit is {limits.max_bytes}"
+        )
+    if container == "mov":
+        return container, _boxes_cut_short(content)
+    return container, cut_short(container, head, content.size)
+
+
+def _boxes_cut_short(content: Bytes) -> bool:
+    """Walk the outermost boxes of an MP4: the last one must end inside the file."""
+    position = 0
+    for _ in range(100_000):
+        head = content.read(position, 16)
+        if len(head) < 8:
+            return False
+        size = int.from_bytes(head[:4], "big")
+        if size == 1 and len(head) == 16:
+            size = int.from_bytes(head[8:], "big")
+        if size == 0:
+            return False  # reaches to the end of the file, by definition
+        if size < 8:
+            return False  # not a box: trailing bytes that no player minds
+        position += size
+        if position > content.size:
+            return head[4:8].isalnum()
+    return False
+
+
+@contextmanager
+def open_media(source: Source, container: str, limits: Limits, cut: bool = False) -> Iterator[Any]:
+    """An open PyAV container.
+
+    Args:
+        source: a file or bytes.
+        container: the demuxer's name from `check_bytes`; no other is tried.
+        limits: `max_pixels` goes into every codec context.
+        cut: the file is known to be cut short, which then is the reason of a failure.
+    """
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": _FORMAT_NAMES.get(container, container),
+    }
+    target: Any = io.BytesIO(source.data) if source.data is not None else file_url(source.path)
+    reason: VideoReason = "truncated" if cut else "undecodable"
+    try:
+        media = av.open(target, "r", format=container, options=options)
+    except (FFmpegError, ValueError, OSError, MemoryError) as error:
+        raise UnreadableVideo(source.video_id, f"cannot be opened: {error}", reason) from error
+    try:
+        for stream in media.streams.video:
+            context = stream.codec_context
+            if context is not None:
+                context.options = {**context.options, "max_pixels": str(limits.max_pixels)}
+        yield media
+    finally:
+        media.close()
+
+
+def file_url(path: Path) -> str:
+    """A path that FFmpeg cannot take for an address, whatever characters it holds."""
+    return "file:" + os.path.abspath(path)
+
+
+def bare_context(codec: str, extradata: bytes, limits: Limits, threads: int, strict: bool) -> Any:
+    """A decoder without a demuxer.
+
+    Args:
+        codec: FFmpeg's name of the codec.
+        extradata: its configuration record.
+        threads: decoding threads; one keeps results and memory the same everywhere.
+        strict: raise at the first broken bit, so that the caller can change to the careful way.
+    """
+    context = av.CodecContext.create(codec, "r")
+    if extradata:
+        context.extradata = extradata
+    context.thread_count = threads
+    context.thread_type = "AUTO" if threads > 1 else "NONE"
+    options = {"max_pixels": str(limits.max_pixels), "strict": "1"}
+    if strict:
+        options["err_detect"] = "explode"
+    context.options = options
+    return context

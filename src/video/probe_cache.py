@@ -1,0 +1,91 @@
+"""Packet indexes kept between runs: LMDB, msgpack values, keyed by path, size and change time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import lmdb
+
+from rushes.errors import StorageError
+from rushes.video.index import INDEX_VERSION, VideoIndex, pack_index, unpack_index
+
+MAP_SIZE = 64 * 2**30
+"""Address space, not disk: the file grows as it is filled."""
+
+_open: dict[tuple[int, str], tuple[lmdb.Environment, int]] = {}
+_lock = threading.Lock()
+
+
+class ProbeCache:
+    """A cache of `VideoIndex` in a folder.
+
+    One environment a process and path, however many caches are opened on it; after a fork the child
+    opens its own. Several processes may write.
+
+    Args:
+        path: folder of the LMDB files, made when missing.
+        readonly: never write.
+    """
+
+    def __init__(self, path: str | Path, readonly: bool = False) -> None:
+        self.path, self.readonly = Path(path), readonly
+        self._pid = 0
+        self._environment: lmdb.Environment | None = None
+
+    def _opened(self) -> lmdb.Environment:
+        if self._environment is not None and self._pid == os.getpid():
+            return self._environment
+        key = (os.getpid(), str(self.path.resolve()))
+        with _lock:
+            known = _open.get(key)
+            if known is None:
+                try:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    environment = lmdb.open(
+                        str(self.path), map_size=MAP_SIZE, max_readers=1024, sync=False
+                    )
+                except (lmdb.Error, OSError) as error:
+                    raise StorageError(f"{self.path}: no index cache: {error}") from error
+                known = (environment, 0)
+            _open[key] = (known[0], known[1] + 1)
+        self._environment, self._pid = known[0], key[0]
+        return known[0]
+
+    def get(self, key: bytes) -> VideoIndex | None:
+        """The index kept under `key`; None when there is none or another version wrote it."""
+        with self._opened().begin(buffers=False) as transaction:
+            data = transaction.get(_digest(key))
+        return unpack_index(data) if data is not None else None
+
+    def put(self, key: bytes, index: VideoIndex) -> None:
+        """Keep an index; does nothing when the cache is read-only."""
+        if self.readonly:
+            return
+        try:
+            with self._opened().begin(write=True) as transaction:
+                transaction.put(_digest(key), pack_index(index))
+        except lmdb.Error as error:
+            raise StorageError(f"{self.path}: cannot write the index cache: {error}") from error
+
+    def close(self) -> None:
+        """Close the environment when this was its last user in the process."""
+        if self._environment is None or self._pid != os.getpid():
+            self._environment = None
+            return
+        key = (self._pid, str(self.path.resolve()))
+        with _lock:
+            environment, users = _open[key]
+            if users <= 1:
+                del _open[key]
+                environment.close()
+            else:
+                _open[key] = (environment, users - 1)
+        self._environment = None
+
+
+def _digest(key: bytes) -> bytes:
+    # Keys of LMDB hold 511 bytes at most; paths may be longer.
+    return hashlib.blake2b(key + b"\0%d" % INDEX_VERSION, digest_size=24).digest()

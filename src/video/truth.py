@@ -1,0 +1,108 @@
+"""Decodes a whole stream once, to learn what its packets really give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from av.error import FFmpegError
+
+from rushes.video.catalogue import Source
+from rushes.video.index import VideoIndex
+from rushes.video.limits import Limits
+from rushes.video.media import open_media
+from rushes.video.packets import PacketFlag
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What came out of the decoder.
+
+    Attributes:
+        frame_packets: packet of each frame in the order of output, int64 `N`.
+        concealed: frames that may hold filled-in parts, bool `N`.
+        error: the first complaint of the decoder; empty when there was none.
+    """
+
+    frame_packets: npt.NDArray[np.int64]
+    concealed: npt.NDArray[np.bool_]
+    error: str
+
+
+def decode_everything(
+    source: Source, index: VideoIndex, limits: Limits, careful: bool = False
+) -> Truth:
+    """Decode every packet from the first.
+
+    Args:
+        source: the file.
+        index: the packets; only their flags are used.
+        limits: bounds of the pictures.
+        careful: look also for errors that the decoder would fill in silently.
+    """
+    packets, corrupt, bad, error = _decode(source, index, limits, explode=False)
+    if careful or bad or index.damage is not None:
+        _, _, also, first = _decode(source, index, limits, explode=True)
+        bad, error = sorted({*bad, *also}), error or first
+    frame_packets = np.array(packets, np.int64)
+    concealed = np.array(corrupt, np.bool_)
+    discarded = index.flags[frame_packets] & PacketFlag.DISCARD if len(packets) else concealed
+    kept = discarded == 0
+    concealed = concealed | _after_errors(index, bad)[frame_packets] if len(packets) else concealed
+    return Truth(frame_packets[kept], concealed[kept], error)
+
+
+def _after_errors(index: VideoIndex, bad: list[int]) -> npt.NDArray[np.bool_]:
+    """Packets from each broken one to the next key frame: errors spread by reference."""
+    spoilt = np.zeros(len(index.flags), np.bool_)
+    keys = np.flatnonzero(index.flags & PacketFlag.KEY)
+    for packet in bad:
+        following = keys[keys > packet]
+        spoilt[packet : following[0] if len(following) else None] = True
+    return spoilt
+
+
+def _decode(
+    source: Source, index: VideoIndex, limits: Limits, explode: bool
+) -> tuple[list[int], list[bool], list[int], str]:
+    """Packets of the frames, whether each is corrupt, packets with errors, first error."""
+    packets: list[int] = []
+    corrupt: list[bool] = []
+    bad: list[int] = []
+    error = ""
+
+    def keep(frames: list[Any]) -> None:
+        for frame in frames:
+            if frame.pts is not None and 0 <= frame.pts < len(index.flags):
+                packets.append(int(frame.pts))
+                corrupt.append(bool(frame.is_corrupt))
+
+    with open_media(source, index.container, limits) as media:
+        stream = media.streams[index.stream]
+        context = stream.codec_context
+        context.thread_count = 1
+        context.thread_type = "NONE"
+        if explode:
+            context.options = {**context.options, "err_detect": "explode"}
+        number = 0
+        try:
+            for packet in media.demux(stream):
+                if packet.size == 0:
+                    continue
+                packet.pts = packet.dts = number
+                number += 1
+                try:
+                    keep(context.decode(packet))
+                except (FFmpegError, MemoryError) as caught:
+                    bad.append(number - 1)
+                    error = error or str(caught)
+        except (FFmpegError, OSError, ValueError) as caught:
+            error = error or str(caught)
+        try:
+            keep(context.decode(None))
+        except (FFmpegError, MemoryError) as caught:
+            bad.append(max(number - 1, 0))
+            error = error or str(caught)
+    return packets, corrupt, bad, error
