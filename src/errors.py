@@ -13,7 +13,7 @@ RushesError
     DecodeTimeout             the deadline passed
     WorkerDied                the decoding process died or outgrew its memory limit
     Quarantined               killed workers before; not tried again
-  BackendMissing              an optional library is not installed (the install command is in the text)
+  BackendMissing              an optional library is not installed (the text says how to get it)
   ServiceError                the frame service refused or could not be reached
   StorageError                the storage folder or a store is incomplete or damaged
   WeightsError                a weight file does not fit the model

@@ -131,7 +131,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
 
 
 def _typed(name: str, text: str) -> tuple[str, Any]:
-    """A flag as (dotted path, value), published spellings translated, JSON read where it is JSON."""
+    """A flag as (dotted path, value), published spellings translated, JSON read where it is one."""
     published = translate_flag(name, text)
     if published is not None:
         return published

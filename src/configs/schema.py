@@ -302,7 +302,7 @@ class EvaluationConfig:
     rerank: int = 0
     """Re-rank the top k by the matching head; 0 does not."""
     dual_softmax: float = 0.0
-    """Temperature of the dual softmax; 0 is off. Uses test-set statistics, so it is always named."""
+    """Temperature of the dual softmax; 0 is off. It uses test-set statistics, so it is named."""
     bootstrap: int = 1000
     """Resamples of the confidence intervals; 0 gives none."""
     top_k: int = 50

@@ -1,1 +1,1 @@
-"""Files and frames: what a file holds, which bytes hold a video, any moment of it. Imports no torch."""
+"""Files and frames: what a file holds, which bytes hold a video, any moment. Imports no torch."""

@@ -73,7 +73,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Audio:
-    """Mono sound of [start, end) seconds at `rate` Hz: float32 `S`, S = round((end - start) * rate)."""
+    """Mono sound of [start, end) s at `rate` Hz: float32 `S`, S = round((end - start) * rate)."""
 
     start: float
     end: float
@@ -113,7 +113,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a reply took: the figures behind decode efficiency (frames returned / frames decoded)."""
+    """What a reply took: the figures behind decode efficiency (frames returned / decoded)."""
 
     frames_decoded: int = 0
     frames_returned: int = 0

@@ -1,1 +1,1 @@
-"""The frame decoding service: worker pool, network server and client behind `read(Request) -> Reply`."""
+"""The frame decoding service: workers, server and client behind `read(Request) -> Reply`."""
