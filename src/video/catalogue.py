@@ -20,8 +20,8 @@ VisFormat = Literal["auto", "video", "frame", "store"]
 SourceKind = Literal["file", "images", "store", "bytes"]
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .flv .gif .ts .m2ts .mpg .mpeg .3gp .264 .h264 .265 .hevc .ogv"
-    " .wmv .asf .ivf".split()
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".gif", ".ts", ".m2ts", ".mpg")
+    + (".mpeg", ".3gp", ".264", ".h264", ".265", ".hevc", ".ogv", ".wmv", ".asf", ".ivf")
 )
 """Endings by which a folder's videos are listed; `locate` needs no ending."""
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg"))

@@ -160,7 +160,7 @@ _MATRICES = {0: 5, 1: 1, 2: 5, 4: 4, 5: 5, 6: 6, 7: 7, 9: 9, 10: 9}
 
 def _crop_graph(frame: Any, top: int, left: int, height: int, width: int) -> Any:
     graph = av.filter.Graph()
-    graph.nb_threads = 1
+    graph.threads = 1
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
     )

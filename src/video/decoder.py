@@ -126,33 +126,42 @@ class Decoder:
     ) -> Iterator[tuple[int, Any]]:
         """Through FFmpeg's demuxer: for containers that break packets up, and damaged files."""
         index, missing = self.index, set(wanted)
-        needed = _needed(index, wanted)
-        last = max(needed)
+        runs = plan_runs(index, wanted)
         with open_media(self.source, index.container, self.limits) as media:
             stream = media.streams[index.stream]
             context = stream.codec_context
             context.thread_count = self.threads
             context.thread_type = "AUTO" if self.threads > 1 else "NONE"
             if not index.whole:
-                context.options = {**context.options, "err_detect": "explode"}
-            for number, packet in _numbered(media, stream):
-                _check(deadline, self.source.video_id)
-                if index.whole or number in needed:
-                    spent.packets += 1
-                    spent.bytes_read += packet.size
-                    for frame in self._tolerant(context, packet, number):
+                context.options = {**context.options, "err_detect": "explode", "strict": "1"}
+            packets = _numbered(media, stream)
+            for run in runs:
+                for coded in self._run_packets(run, packets, deadline, spent):
+                    for frame in self._tolerant(context, coded):
                         yield from self._chosen(frame, missing)
-                if not missing or (number >= last and not index.whole):
-                    break
-            if missing:
-                for frame in self._tolerant(context, None, -1):
-                    yield from self._chosen(frame, missing)
+                    if coded is not None and index.whole and not missing:
+                        return
+                context.flush_buffers()
         if missing:
             raise StreamTrouble(f"frames {sorted(missing)[:4]} did not come out")
 
-    def _tolerant(self, context: Any, packet: Any, number: int) -> Sequence[Any]:
-        if packet is not None:
-            packet.pts = packet.dts = number
+    def _run_packets(
+        self, run: _Run, packets: Iterator[tuple[int, Any]], deadline: float | None, spent: Spent
+    ) -> Iterator[Any]:
+        """The packets of a run out of all, then None. A whole stream is one run to its end."""
+        needed, last = frozenset(run.packets), run.packets[-1]
+        for number, packet in packets:
+            _check(deadline, self.source.video_id)
+            if number in needed or self.index.whole:
+                spent.packets += 1
+                spent.bytes_read += packet.size
+                packet.pts = packet.dts = number
+                yield packet
+            if number >= last and not self.index.whole:
+                break
+        yield None
+
+    def _tolerant(self, context: Any, packet: Any) -> Sequence[Any]:
         try:
             frames: Sequence[Any] = context.decode(packet)
         except (FFmpegError, MemoryError) as error:
@@ -179,10 +188,6 @@ def _numbered(media: Any, stream: Any) -> Iterator[tuple[int, Any]]:
         return  # a file that ends in rubbish; its index was made under the same rule
 
 
-def _needed(index: VideoIndex, wanted: Sequence[int]) -> frozenset[int]:
-    return frozenset(packet for run in plan_runs(index, wanted) for packet in run.packets)
-
-
 def plan_runs(index: VideoIndex, wanted: Sequence[int]) -> list[_Run]:
     """Which packets to decode for the wanted frames.
 
@@ -201,6 +206,8 @@ def plan_runs(index: VideoIndex, wanted: Sequence[int]) -> list[_Run]:
     runs = []
     for first, last, frames in spans:
         keep = index.flags[first : last + 1] & PacketFlag.DROPPABLE == 0
+        # Pictures shown before the key frame that they follow lack what they refer to.
+        keep &= index.order[first : last + 1] >= index.order[first]
         if index.whole:
             keep[:] = True
         keep[index.frame_packets[frames] - first] = True

@@ -74,13 +74,13 @@ class VideoIndex:
     def key_packets(self) -> IntArray:
         """Packets at which decoding can start, in decoding order."""
         keys: IntArray = np.flatnonzero(self.flags & PacketFlag.KEY).astype(np.int64)
-        return keys[self._order[keys] != NO_TIME]
+        return keys[self.order[keys] != NO_TIME]
 
     @cached_property
-    def _order(self) -> IntArray:
+    def order(self) -> IntArray:
         """What places packets on screen: their times, or their frames where the file has none."""
         if len(self.pts) and (self.pts == NO_TIME).any():
-            return np.where(self.packet_frames >= 0, self.packet_frames, NO_TIME)
+            return np.where(self.packet_frames >= 0, self.packet_frames, np.int64(NO_TIME))
         return self.pts
 
     def frame_at(self, times: npt.NDArray[np.float64], slack: float) -> IntArray:
@@ -95,8 +95,8 @@ class VideoIndex:
         packet = int(self.frame_packets[frame])
         place = int(np.searchsorted(self.key_packets, packet, side="right")) - 1
         # Pictures that lead a key frame on screen need the group before it (open GOP).
-        shown = self._order[packet]
-        while place >= 0 and self._order[self.key_packets[place]] > shown:
+        shown = self.order[packet]
+        while place >= 0 and self.order[self.key_packets[place]] > shown:
             place -= 1
         return int(self.key_packets[place]) if place >= 0 else 0
 

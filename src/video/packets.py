@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
 
-NON_REFERENCE = 0x40
-
 
 class PacketFlag(IntFlag):
     """What the index remembers of a packet."""
@@ -31,7 +29,7 @@ class PacketFlag(IntFlag):
 class Facts:
     """Flags of one packet, and for HEVC its temporal layer."""
 
-    flags: PacketFlag = PacketFlag(0)
+    flags: PacketFlag
     layer: int = 0
 
 
@@ -56,7 +54,7 @@ def inspect(codec: str, data: bytes, length_size: int) -> Facts:
         return Facts(PacketFlag(0) if data[0] & 0x10 else PacketFlag.HIDDEN)
     if codec == "vp9":
         return Facts(PacketFlag(0) if _vp9_shows(data) else PacketFlag.HIDDEN)
-    return Facts()
+    return Facts(PacketFlag(0))
 
 
 def _nal_starts(data: bytes, length_size: int) -> Iterator[int]:
@@ -68,7 +66,7 @@ def _nal_starts(data: bytes, length_size: int) -> Iterator[int]:
             if position < len(data) - 1:
                 yield position
         return
-    while position + length_size < len(data):
+    while position + length_size <= len(data):
         length = int.from_bytes(data[position : position + length_size], "big")
         position += length_size
         if length == 0 or position + length > len(data):

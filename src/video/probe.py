@@ -68,7 +68,7 @@ class _Packets:
     flags: list[int] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
     direct: bool = True
-    corrupt: bool = False
+    suspicious: bool = False
     error: str = ""
 
 
@@ -86,11 +86,12 @@ def build_index(source: Source, limits: Limits, deep: bool = False) -> VideoInde
             stream = _video_stream(source, media, limits)
             packets = _read_packets(source, media, stream, content, limits)
             index = _assemble(source, container, media, stream, packets)
-    if cut or packets.corrupt or packets.error:
+    if cut or packets.error:
         index = replace(index, damage="truncated" if cut else "undecodable")
     first = _first_look(source, index, limits)
-    if deep or first.uncertain or index.damage is not None or not _countable(index):
-        return fence(source, first.index, limits, deep=deep)
+    uncertain = first.uncertain or packets.suspicious
+    if deep or uncertain or index.damage is not None or not _countable(index):
+        return fence(source, first.index, limits, deep=deep or uncertain)
     return first.index
 
 
@@ -208,7 +209,7 @@ def _note_packet(
         offset = held.find(data)
         found.direct = offset >= 0 and not any(True for _ in packet.iter_sidedata())
         position += max(offset, 0)
-    found.corrupt |= bool(packet.is_corrupt) or bool(facts.flags & PacketFlag.BROKEN)
+    found.suspicious |= bool(packet.is_corrupt) or bool(facts.flags & PacketFlag.BROKEN)
     found.positions.append(position)
     found.sizes.append(len(data))
     found.pts.append(NO_TIME if packet.pts is None else packet.pts)
@@ -323,7 +324,7 @@ def _first_look(source: Source, index: VideoIndex, limits: Limits) -> _Look:
 
 
 def _with_picture(index: VideoIndex, frame: Any, aspect: float) -> VideoIndex:
-    rotation = -int(round(frame.rotation / 90)) * 90 % 360
+    rotation = -round(frame.rotation / 90) * 90 % 360
     # A ratio within 2% of square is what scalers leave behind; wild ones are lies.
     aspect = aspect if 0.1 <= aspect <= 10 and abs(aspect - 1) > 0.02 else 1.0
     width, height = max(1, round(frame.width * aspect)), frame.height

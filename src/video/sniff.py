@@ -105,7 +105,7 @@ def _by_structure(head: bytes) -> str:
     if not head.startswith((b"\x00\x00\x01", b"\x00\x00\x00\x01")) or len(head) <= start + 1:
         return ""
     first, second = head[start], head[start + 1]
-    if first in (0xB0, 0xB5) or first <= 0x1F and head.find(b"\x00\x00\x01\xb6") > 0:
+    if first in (0xB0, 0xB5) or (first <= 0x1F and head.find(b"\x00\x00\x01\xb6") > 0):
         return "m4v"
     if first >> 1 in (32, 33, 34, 35, 39) and first & 0x81 == 0 and second & 7 > 0 and second < 8:
         return "hevc"

@@ -193,10 +193,11 @@ def resample(samples: Samples, native: int, offset: float, rate: int, count: int
     return out
 
 
-def _kernel(distance: npt.NDArray[np.float64], scale: float, half: int) -> Samples:
+def _kernel(distance: npt.NDArray[np.floating[Any]], scale: float, half: int) -> Samples:
     window = np.i0(9.0 * np.sqrt(np.maximum(0.0, 1.0 - (distance / half) ** 2))) / np.i0(9.0)
     kernel = np.sinc(distance * scale) * scale * window
-    return (kernel / kernel.sum()).astype(np.float32)
+    normal: Samples = (kernel / kernel.sum()).astype(np.float32)
+    return normal
 
 
 def _shifted(samples: Samples, offset: int, count: int) -> Samples:

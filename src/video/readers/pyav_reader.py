@@ -6,12 +6,13 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from rushes.errors import FrameUnavailable, NotInStore, RefusedVideo, UnreadableVideo
+from rushes.errors import NotInStore, RefusedVideo, UnreadableVideo
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.convert import Converter
 from rushes.video.decoder import Decoder, Spent, StreamTrouble
@@ -119,7 +120,8 @@ class PyAVReader:
         try:
             self._decode(video, asks, deadline, spent)
         except StreamTrouble:
-            video = self._fenced(source, video)
+            if not video.index.whole:
+                video = self._fenced(source, video)
             asks = self._plan(request, video)
             self._decode_what_can_be(video, asks, deadline, spent)
         return self._reply(request, video, asks, spent, began)
@@ -165,9 +167,7 @@ class PyAVReader:
 
     def _fenced(self, source: Source, video: _Open) -> _Open:
         """Change a stream that broke its promise to full decoding, and remember that."""
-        index = fence(source, video.index, self.limits, damaged=True)
-        if not index.whole:
-            index = _as_whole(index)
+        index = replace(fence(source, video.index, self.limits, damaged=True), whole=True)
         self._keep(source, index)
         self._remember(_key(source), index)
         return self._opened(source)
@@ -221,12 +221,6 @@ class PyAVReader:
         self._closed = True
 
 
-def _as_whole(index: VideoIndex) -> VideoIndex:
-    from dataclasses import replace
-
-    return replace(index, whole=True)
-
-
 def _key(source: Source) -> bytes:
     if source.data is not None:
         return b"m\0" + source.video_id.encode() + b"%d" % id(source.data)
@@ -236,5 +230,3 @@ def _key(source: Source) -> bytes:
         detail = f"cannot be read: {error.strerror}"
         raise UnreadableVideo(source.video_id, detail, "missing") from error
 
-
-__all__ = ["FrameUnavailable", "PyAVReader"]
