@@ -243,7 +243,7 @@ def _bend(row: Times, centre: float, start: float, end: float) -> Times:
     old = row[len(row) // 2]
     left = start + (row - start) * ((centre - start) / max(old - start, 1e-12))
     right = end - (end - row) * ((end - centre) / max(end - old, 1e-12))
-    bent = np.where(np.arange(len(row)) < len(row) // 2, left, right)
+    bent: Times = np.where(np.arange(len(row)) < len(row) // 2, left, right)
     bent[len(row) // 2] = centre
     return bent
 

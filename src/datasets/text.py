@@ -171,8 +171,10 @@ def _bert_pipeline(model: Any, lowercase: bool = True) -> Tokenizer:
 
 def _add_frame(tokenizer: Tokenizer) -> None:
     """[CLS] text [SEP]."""
-    frame = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = processors.BertProcessing(*frame)
+    separator, first = tokenizer.token_to_id("[SEP]"), tokenizer.token_to_id("[CLS]")
+    assert separator is not None, "BERT's specials were added before"
+    assert first is not None, "BERT's specials were added before"
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", separator), ("[CLS]", first))
 
 
 def _from_vocabulary(folder: Path) -> Tokenizer:
