@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -129,6 +130,21 @@ def test_paths_with_spaces_commas_and_quotes(shell: Shell, storage: Path) -> Non
     ]
     (build,) = [call for call in shell.calls() if call[0] == "build"]
     assert build[-1] == str(checkout)
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="no docker client to parse arguments")
+def test_a_real_docker_client_understands_every_argument(shell: Shell, storage: Path) -> None:
+    """It parses the whole command line before it looks for its engine, which is not there."""
+    with_gpu(shell)
+    shell.env["CUDA_VISIBLE_DEVICES"] = "0,1"
+    assert shell.launch(storage, f"extra clips={storage}").returncode == 0
+    nowhere = {**os.environ, "DOCKER_HOST": f"unix://{shell.folder}/no-engine.sock"}
+    for call in shell.calls():
+        told = subprocess.run(
+            ["docker", *call], env=nowhere, capture_output=True, text=True, timeout=60, check=False
+        ).stderr
+        assert "no-engine.sock" in told, told
+        assert "invalid argument" not in told
 
 
 def test_relative_path_from_another_folder(shell: Shell, tmp_path: Path) -> None:
