@@ -37,11 +37,11 @@ def _declare_torchvision_operators() -> None:
             raise
     else:
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     _declared.append(library)  # a library that is collected takes its operators with it
     for schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
 
 
 @cache

@@ -38,7 +38,7 @@ class BertAttention(nn.Module):
         return out
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # R heads L d
+        return torch.unflatten(tokens, -1, (self.num_heads, -1)).transpose(1, 2)  # R heads L d
 
 
 class BertLayer(nn.Module):

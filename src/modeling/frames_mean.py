@@ -53,5 +53,5 @@ class FramesMeanEncoder(nn.Module):
             size = (-(-low.shape[-2] // CELL_LOW), -(-low.shape[-1] // CELL_LOW))
             fine = self.backbone(self.pixel_norm(low.flatten(0, 1)))[0]
             grids = F.gelu(self.low_grid(pool_to(fine, size, "avg")))
-            frames.append(grids.unflatten(0, low.shape[:2]))
+            frames.append(torch.unflatten(grids, 0, low.shape[:2]))
         return torch.cat(frames, dim=1).mean(1)

@@ -70,7 +70,8 @@ class HybridEncoder(nn.Module):
         neighbours = self._neighbours(low)  # R T-1 D h w
         if self.inputs == "low":
             assert self.temporal is not None
-            return self.temporal(neighbours)[:, low.shape[1] // 2]
+            mixed: Tensor = self.temporal(neighbours)
+            return mixed[:, low.shape[1] // 2]
         assert high is not None, "model.inputs is hybrid, the batch has no high-resolution frame"
         return self._fuse(high, neighbours)
 
@@ -101,7 +102,7 @@ class HybridEncoder(nn.Module):
         size = _grid(low, CELL_LOW)
         (maps,) = self.low_backbone(self.pixel_norm(low.flatten(0, 1)))
         grids = F.gelu(self.low_grid(pool_to(maps, size, "avg")))
-        return grids.unflatten(0, (rows, frames))
+        return torch.unflatten(grids, 0, (rows, frames))
 
 
 def _backbone(config: ModelConfig, strides: tuple[int, ...]) -> ImageBackbone:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rushes.configs.schema import ObjectiveConfig, RunConfig
@@ -28,6 +27,7 @@ from rushes.modeling.hybrid import HybridEncoder, check_sizes
 from rushes.modeling.inputs import BatchLike
 from rushes.modeling.losses import pool_clips
 from rushes.modeling.objectives import CONTRASTIVE, Objective, make_objective, text_owners
+from rushes.modeling.upsample import enlarge_high
 
 MAX_SCALE = 100.0
 """Largest inverse of a learnt temperature (Radford et al. 2021)."""
@@ -40,7 +40,7 @@ class VideoTextModel(nn.Module):
     L words, D channels. Pixels are 0..255 (uint8, or float with whole numbers).
 
     Args:
-        config: of the run; `model`, `objectives`, `task` and `geometry.high` are read.
+        config: of the run; `model`, `objectives` and `task` are read.
         text: text tower: ids and mask `R L` to hidden states `R L D`, with attribute `dim`.
         cross: cross half, or None.
         num_answers: of the open-ended answer head.
@@ -128,8 +128,7 @@ class VideoTextModel(nn.Module):
         """Grids, clips and unit vectors of videos.
 
         Args:
-            high: middle frames `B N 3 H W`, or None. Where the config's `geometry.high` is
-                "upsampled", of the low-resolution size, and enlarged here.
+            high: middle frames `B N 3 H W`, or None; those of the low-resolution size are enlarged.
             low: neighbours `B N T-1 3 H/4 W/4` (all T frames where there is no `high`), or None.
             valid: bool `B`; others are encoded as black.
 
@@ -146,7 +145,7 @@ class VideoTextModel(nn.Module):
             high, low = _black(high, valid), _black(low, valid)
         grids: Tensor = self.video(_clips(high), _clips(low))  # B*N D h w
         tokens = grids.flatten(2).transpose(1, 2)
-        clips = tokens.mean(1).unflatten(0, (num_videos, num_clips))
+        clips = torch.unflatten(tokens.mean(1), 0, (num_videos, num_clips))
         tokens = tokens.reshape(num_videos, -1, tokens.shape[-1])
         grid = (grids.shape[-2], grids.shape[-1])
         segment = Level(clips, pooled=clips.mean(1))
@@ -165,8 +164,8 @@ class VideoTextModel(nn.Module):
         for name, pixels in (("high", high), ("low", low)):
             if pixels is None and inputs in (name, "hybrid"):
                 raise ConfigError(f"model.inputs is {inputs}, but the batch has no {name} frames")
-        if high is not None and self.config.geometry.high == "upsampled":
-            high = enlarge(high)
+        if high is not None:
+            high = enlarge_high(high, low)
         check_sizes(high, low)
         return high, low
 
@@ -234,12 +233,13 @@ class VideoTextModel(nn.Module):
         tokens = visual.values.reshape(num_videos * num_clips, cells, -1)
         chosen = self._chosen_tokens(cells, tokens.device, generator)
         embedded = self.cross_encoder.visual_embeddings(tokens, visual.grid, chosen)
-        embedded = embedded.unflatten(0, (num_videos, num_clips))[text_to_video].flatten(0, 1)
+        by_video = torch.unflatten(embedded, 0, (num_videos, num_clips))
+        embedded = by_video[text_to_video].flatten(0, 1)
         words = text.values.repeat_interleave(num_clips, 0)
         mask = text.mask.repeat_interleave(num_clips, 0)
         sequence, pooled = self.cross_encoder(words, mask, embedded)
         shape = (len(text.values), num_clips)
-        return sequence.unflatten(0, shape), pooled.unflatten(0, shape)
+        return torch.unflatten(sequence, 0, shape), torch.unflatten(pooled, 0, shape)
 
     def _chosen_tokens(
         self, cells: int, device: torch.device, generator: torch.Generator | None
@@ -316,7 +316,7 @@ class VideoTextModel(nn.Module):
         assert self.choice_head is not None, "no multiple-choice head"
         _, pooled = self.cross(text, visual, text_to_video, generator)
         scores: Tensor = self.choice_head(pooled.transpose(0, 1)).squeeze(-1)
-        return scores.unflatten(1, (-1, num_texts))
+        return torch.unflatten(scores, 1, (-1, num_texts))
 
     # Objectives --------------------------------------------------------------------------------
 
@@ -344,14 +344,6 @@ class VideoTextModel(nn.Module):
     def text_owners(self, batch: BatchLike) -> Tensor:
         """The video of each text of a batch, int64 `B*K`: `text_to_video` of its own pairs."""
         return text_owners(batch)
-
-
-def enlarge(pixels: Tensor) -> Tensor:
-    """Frames four times larger, `... 3 4h 4w` float with whole values 0..255, by bicubic."""
-    lead = pixels.shape[:-3]
-    flat = pixels.reshape(-1, *pixels.shape[-3:]).float()
-    large = F.interpolate(flat, scale_factor=4, mode="bicubic", align_corners=False)
-    return large.round().clamp(0, 255).unflatten(0, lead)
 
 
 def _clips(pixels: Tensor | None) -> Tensor | None:

@@ -11,7 +11,7 @@ matching draws its hard negatives from the samples of its own rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -261,14 +261,13 @@ def make_objective(config: ObjectiveConfig, heads: Heads) -> Objective:
     """The objective that a config names."""
     if config.name in CONTRASTIVE:
         return Contrastive(heads, config)
-    kinds = {
+    kinds: dict[str, Callable[[Heads, ObjectiveConfig], Objective]] = {
         "masked_language": MaskedLanguage,
         "matching": Matching,
         "open_ended_qa": OpenEndedAnswers,
         "multiple_choice_qa": MultipleChoice,
     }
-    made: Objective = kinds[config.name](heads, config)
-    return made
+    return kinds[config.name](heads, config)
 
 
 def text_owners(batch: BatchLike) -> Tensor:

@@ -86,8 +86,8 @@ class SpaceTimeBlock(nn.Module):
         branch = self.spatial_norm(tokens).transpose(1, 2).reshape(rows * frames, cells, dim)
         branch = self.spatial_attention(branch).view(rows, frames, cells, dim).transpose(1, 2)
         tokens = tokens + self.drop_path(branch, (rows, 1, frames, 1))
-        branch = self.mlp(self.mlp_norm(tokens))
-        return tokens + self.drop_path(branch, (rows, 1, 1, 1))
+        out: Tensor = tokens + self.drop_path(self.mlp(self.mlp_norm(tokens)), (rows, 1, 1, 1))
+        return out
 
 
 class TimeSformer(nn.Module):
