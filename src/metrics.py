@@ -197,26 +197,3 @@ def _interval(found: Array, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low, high = np.quantile(found, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def summarise_retrieval(
-    forward: RankCounts, backward: RankCounts, *, samples: int = 0, seed: int = 0
-) -> dict[str, object]:
-    """All retrieval figures by name, `t2v_*` and `v2t_*`, with intervals of the recalls.
-
-    Args:
-        forward, backward: text -> video and video -> text.
-        samples: bootstrap resamples; 0 gives no intervals.
-    """
-    out: dict[str, object] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for name, counts in (("t2v", forward), ("v2t", backward)):
-        summary = summarise_ranks(counts.ranks)
-        out.update({f"{name}_{key}": value for key, value in summary.items()})
-        judged = _judged(counts.ranks)
-        for k in RECALLS if samples else ():
-            hits = (judged <= k).astype(np.float64)
-            intervals[f"{name}_r{k}"] = bootstrap(hits, samples=samples, seed=seed)
-    if intervals:
-        out["interval_95"] = {key: list(value) for key, value in intervals.items()}
-    return out
