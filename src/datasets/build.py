@@ -17,8 +17,9 @@ from rushes.datasets.frames import PooledReader
 from rushes.datasets.loader import EvalLoader, TrainLoader
 from rushes.datasets.multiple_choice import MultipleChoiceDataset
 from rushes.datasets.pretrain import PretrainDataset
+from rushes.datasets.record import Record
 from rushes.datasets.record_store import RecordStore, cache_folders, open_records
-from rushes.datasets.retrieval import RetrievalDataset
+from rushes.datasets.retrieval import RetrievalDataset, VideoDataset
 from rushes.datasets.samples import SampleOptions, VideoTextDataset, sample_options
 from rushes.datasets.text import TextTokenizer, load_tokenizer, train_tokenizer
 from rushes.datasets.video_qa import OpenEndedDataset
@@ -313,9 +314,7 @@ def build_eval_loaders(
 ) -> list[EvalLoader]:
     """One loader a data set of the split; raises `ConfigError`."""
     sources = sources or FrameSources(config, world)
-    batch_size = config.evaluation.batch_size
-    if config.inference.enabled and config.inference.batch_size:
-        batch_size = config.inference.batch_size
+    batch_size = evaluation_batch_size(config)
     return [
         EvalLoader(
             build_dataset(config, d, sources.open(d), tokenizer, False, answers),
@@ -325,3 +324,30 @@ def build_eval_loaders(
         )
         for d in evaluation_sets(config, split)
     ]
+
+
+def build_videos(
+    config: RunConfig,
+    dataset: DatasetConfig,
+    world: World,
+    tokenizer: TextTokenizer,
+    sources: FrameSources,
+) -> Callable[[Sequence[Record]], EvalLoader]:
+    """What decodes stretches of video for evaluation: records in, this rank's batches out.
+
+    The batches have no texts; `indices` are places in the given records, each once over all ranks.
+    """
+    options = sample_options(config, training=False)
+    reader = sources.open(dataset)
+
+    def videos(records: Sequence[Record]) -> EvalLoader:
+        found = VideoDataset(dataset.name, records, reader, tokenizer, options)
+        return EvalLoader(found, evaluation_batch_size(config), world, config.data)
+
+    return videos
+
+
+def evaluation_batch_size(config: RunConfig) -> int:
+    """Samples a batch in evaluation; `inference.batch_size` wins when a finished run is judged."""
+    chosen = config.inference.batch_size if config.inference.enabled else None
+    return chosen or config.evaluation.batch_size

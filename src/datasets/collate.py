@@ -120,6 +120,8 @@ def _fill_texts(sample: Sample, num_texts: int) -> dict[str, Any]:
         for name in ("text_ids", "text_mask", "text_keys", "masked_ids", "masked_labels")
     }
     lacking = num_texts - len(sample.text_ids)
+    if lacking > 0 and not len(sample.text_ids):
+        raise ValueError(f"sample {sample.id!r} has no text, others of its batch have {num_texts}")
     if lacking <= 0:
         return rows
     for name in ("text_ids", "text_mask", "masked_ids"):

@@ -14,8 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +25,10 @@ from rushes.datasets.collate import BadVideo, Sample, collate, stable_key
 from rushes.datasets.permutation import permute
 from rushes.datasets.samples import VideoTextDataset
 from rushes.distributed import World
-from rushes.errors import ConfigError, FailureBudgetExceeded, VideoError, VideoReason
+from rushes.errors import ConfigError, VideoError
 
-FAILURE_FLOOR = 1000
-"""The failure budget is a share of the samples seen, or of this many (of an epoch if smaller)."""
+KNOWN_BAD = VideoError("", "failed at an earlier step")
+"""Stands for the reason of a slot that is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Position:
     dataset: int
     epoch: int
     index: int
+    step: int = 0
 
 
 class EpochPlan:
@@ -78,13 +78,13 @@ class EpochPlan:
     def positions(self, step: int, rows: range) -> list[Position]:
         """The given rows of the global batch of a step."""
         chosen, before = self.turn(step)
-        return [self._position(chosen, before * self.global_batch + row) for row in rows]
-
-    def _position(self, dataset: int, number: int) -> Position:
-        size = self.sizes[dataset]
-        epoch, place = divmod(number, size)
-        key = stable_key(f"order {self.seed} {dataset} {epoch}")
-        return Position(dataset, epoch, permute(place, size, key))
+        first, size = before * self.global_batch, self.sizes[chosen]
+        out = []
+        for row in rows:
+            epoch, place = divmod(first + row, size)
+            key = stable_key(f"order {self.seed} {chosen} {epoch}")
+            out.append(Position(chosen, epoch, permute(place, size, key), step))
+        return out
 
 
 class TrainLoader:
@@ -104,7 +104,8 @@ class TrainLoader:
 
     Attributes:
         data_wait: seconds that the last step waited for its batches.
-        bad: failed samples of this rank so far, in order.
+        bad: samples of this rank that failed so far, in order. Counting them against the budget is
+            the training loop's, which knows all ranks.
     """
 
     def __init__(
@@ -132,17 +133,25 @@ class TrainLoader:
         self._rank, self._size = world.rank, world.size
         self.data_wait = 0.0
         self.bad: list[BadVideo] = []
-        self._honoured: dict[tuple[str, int, int], BadVideo] = {}
-        self._seen = self._failed = 0
+        self._bad_since: dict[str, int] = {}
 
-    def steps_per_epoch(self, samples: int | None = None) -> int:
-        """Optimiser steps an epoch; `samples` a rank and step, None as configured."""
-        total = self.global_batch if samples is None else samples * self._size
-        return -(-sum(self.plan.sizes) // total)
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch: as many samples pass as all data sets hold."""
+        return self.plan.steps_per_epoch
 
-    def honour(self, known: Iterable[BadVideo]) -> None:
-        """Slots that failed before a resume fail again without being tried."""
-        self._honoured.update({(bad.dataset, bad.epoch, bad.index): bad for bad in known})
+    def failures(self) -> dict[str, dict[str, str]]:
+        """Why samples of this rank failed: sample id -> video, reason, detail."""
+        return {b.id: {"video": b.video, "reason": b.reason, "detail": b.detail} for b in self.bad}
+
+    def mark_bad(self, since: Mapping[str, int]) -> None:
+        """Samples that fail without being tried from step `since[id]` (from 1) on."""
+        self._bad_since = dict(since)
+
+    def close(self) -> None:
+        """Close the readers of the data sets."""
+        for dataset in self.datasets:
+            dataset.reader.close()
 
     def rows(self, micro_step: int) -> range:
         """This rank's rows of the global batch in a micro-step."""
@@ -158,7 +167,8 @@ class TrainLoader:
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of one step, made here and now."""
         made = [[self._sample(p) for p in part] for part in self.positions(step)]
-        return self._hand_out(made)
+        self._note(made)
+        return [collate(part) for part in made]
 
     def batches(self, start_step: int = 0) -> Iterator[list[Batch]]:
         """Micro-batches of step `start_step`, `start_step + 1`, ... without end.
@@ -191,34 +201,29 @@ class TrainLoader:
 
     def _sample(self, position: Position) -> Sample:
         dataset = self.datasets[position.dataset]
-        known = self._honoured.get((dataset.name, position.epoch, position.index))
-        if known is not None:
-            error = VideoError(known.video, known.detail, cast(VideoReason, known.reason))
-            return dataset.failed_sample(position.index, position.epoch, error)
-        return dataset.sample(position.index, position.epoch)
-
-    def _hand_out(self, made: Sequence[Sequence[Sample]]) -> list[Batch]:
-        self._note(made)
-        return [collate(part) for part in made]
+        index, epoch = position.index, position.epoch
+        prefix = f"{dataset.name}/" if len(self.datasets) > 1 else ""
+        if self._bad_since:
+            name = prefix + dataset.sample_id(index)
+            if self._bad_since.get(name, position.step + 2) <= position.step + 1:
+                return _named(dataset.failed_sample(index, epoch, KNOWN_BAD), prefix)
+        return _named(dataset.sample(index, epoch), prefix)
 
     def _note(self, made: Sequence[Sequence[Sample]]) -> None:
-        """Count and report failures; raise `FailureBudgetExceeded` past the budget."""
+        """Keep and report why samples failed."""
         for sample in (sample for part in made for sample in part):
-            self._seen += 1
-            if sample.error is not None:
-                self._failed += 1
+            if sample.error is not None and sample.error.detail != KNOWN_BAD.detail:
                 self.bad.append(sample.error)
                 if self.on_bad is not None:
                     self.on_bad(sample.error)
-        floor = min(FAILURE_FLOOR, -(-sum(self.plan.sizes) // self._size))
-        allowed = self.data.failure_budget * max(self._seen, floor)
-        if self._failed > allowed:
-            last = self.bad[-1]
-            raise FailureBudgetExceeded(
-                f"{self._failed} of {self._seen} samples failed; data.failure_budget="
-                f"{self.data.failure_budget} allows {allowed:.0f}; the last one: {last.video}: "
-                f"{last.detail} [{last.reason}]"
-            )
+
+
+def _named(sample: Sample, prefix: str) -> Sample:
+    """The sample under an id that no other data set of the run has."""
+    if not prefix:
+        return sample
+    error = sample.error and replace(sample.error, id=prefix + sample.error.id)
+    return replace(sample, id=prefix + sample.id, error=error)
 
 
 class ReadAhead:

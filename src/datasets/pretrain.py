@@ -43,15 +43,23 @@ class PretrainDataset(VideoTextDataset):
     def record(self, index: int) -> Record:
         return self.store[self.store.find_text(self.texts, index)[0]]
 
+    def sample_id(self, index: int) -> str:
+        row, place = self.store.find_text(self.texts, index)
+        return _item_id(self.store[row], place)
+
     def visit(self, index: int, generator: np.random.Generator | None) -> Visit:  # noqa: ARG002
         row, place = self.store.find_text(self.texts, index)
         record = self.store[row]
         segment = text_segments(record, self.texts)[place]
         own = segment.start is not None
         return Visit(
-            id=record.id if place == 0 else f"{record.id}#{place}",
+            id=_item_id(record, place),
             record=record,
             texts=(segment.text,),
             start=segment.start if own else record.start,
             end=segment.end if own else record.end,
         )
+
+
+def _item_id(record: Record, place: int) -> str:
+    return record.id if place == 0 else f"{record.id}#{place}"

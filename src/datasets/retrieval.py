@@ -14,6 +14,17 @@ from rushes.errors import AnnotationError
 from rushes.video.request import VideoReader
 
 
+class VideoDataset(VideoTextDataset):
+    """One item a record, pixels only: what encoders of a gallery need."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def visit(self, index: int, generator: np.random.Generator | None) -> Visit:  # noqa: ARG002
+        record = self.records[index]
+        return Visit(record.id, record, (), start=record.start, end=record.end)
+
+
 class RetrievalDataset(VideoTextDataset):
     """One item a record. At test each caption is a query that fits this video (and every other
     record with the same video id or the same text; keys say which).

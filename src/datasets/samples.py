@@ -128,6 +128,10 @@ class VideoTextDataset(ABC):
         """The record behind an item."""
         return self.records[index]
 
+    def sample_id(self, index: int) -> str:
+        """The id of an item, without its pixels."""
+        return self.record(index).id
+
     def evaluation_order(self) -> npt.NDArray[np.int64]:
         """Every item once, in the order in which evaluation walks them."""
         return np.arange(len(self), dtype=np.int64)
