@@ -1,0 +1,168 @@
+"""The parent's handle on one decode worker process: start, ask, watch, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgpack
+
+from rushes.errors import ServiceError
+from rushes.video.service import wire
+from rushes.video.service.slots import SlotPool
+from rushes.video.service.worker import OUT_OF_MEMORY
+
+_PAGE = os.sysconf("SC_PAGESIZE")
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "from rushes.video.service.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_TICK = 0.1
+"""Seconds between two looks at a busy worker's memory."""
+
+
+class ProcessGone(Exception):
+    """The worker died, was killed or will be; `str()` says how.
+
+    Attributes:
+        hung: it did not answer in time, and still runs.
+    """
+
+    def __init__(self, text: str, hung: bool = False) -> None:
+        self.hung = hung
+        super().__init__(text)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What every worker of a pool is started with.
+
+    Attributes:
+        factory: `module:function` that makes the reader inside the worker.
+        arguments: keywords for it: texts, numbers, lists.
+        memory_limit: bytes of private memory; a worker that wants more is killed. 0: no limit.
+        start_timeout: seconds until a worker must be ready.
+    """
+
+    factory: str = "rushes.video.service.worker:open_default"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    memory_limit: int = 4 << 30
+    start_timeout: float = 60.0
+
+
+class WorkerProcess:
+    """One worker. Must be started by a thread that outlives it: the kernel ends both together."""
+
+    def __init__(self, spec: WorkerSpec, slots: SlotPool) -> None:
+        self.spec = spec
+        ours, theirs = socket.socketpair()
+        with theirs:
+            passed = [theirs.fileno(), *slots.descriptors]
+            arguments = [json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _START, *arguments],
+                pass_fds=passed,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+            )
+        self.connection = Connection(ours.detach())
+        self._send(
+            {
+                "factory": spec.factory,
+                "arguments": spec.arguments,
+                "slots": slots.descriptors,
+                "slot_bytes": slots.slot_bytes,
+                "memory_limit": spec.memory_limit,
+            }
+        )
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+    def wait_ready(self, stop: Callable[[], bool]) -> None:
+        """Return when the worker can take requests; raises what its reader's factory raised."""
+        answer = self._receive(time.monotonic() + self.spec.start_timeout, stop)
+        if "error" in answer:
+            raise wire.decode_error(answer["error"])
+
+    def ask(
+        self, message: dict[str, Any], deadline: float, stop: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Send one message and wait for its answer.
+
+        Args:
+            message: a slot and a request, or a video id to describe.
+            deadline: `time.monotonic()` until which to wait.
+            stop: looked at now and then; when true the wait ends.
+
+        Raises:
+            ProcessGone: the worker died, hangs, or outgrew its memory.
+        """
+        self._send(message)
+        return self._receive(deadline, stop)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self.connection.send_bytes(msgpack.packb(message))
+        except OSError as error:
+            raise ProcessGone(self._how_it_ended()) from error
+
+    def _receive(self, deadline: float, stop: Callable[[], bool]) -> dict[str, Any]:
+        started = time.monotonic()
+        try:
+            while not self.connection.poll(min(_TICK, max(deadline - time.monotonic(), 0.0))):
+                self._check_memory()
+                now = time.monotonic()
+                if now >= deadline:
+                    raise ProcessGone(f"no answer in {now - started:.1f} s", hung=True)
+                if stop():
+                    raise ProcessGone("the pool was closed")
+            answer: dict[str, Any] = msgpack.unpackb(self.connection.recv_bytes())
+            return answer
+        except (OSError, EOFError) as error:
+            raise ProcessGone(self._how_it_ended()) from error
+
+    def _check_memory(self) -> None:
+        if self.spec.memory_limit and self.private_memory() > self.spec.memory_limit:
+            limit = self.spec.memory_limit >> 20
+            raise ProcessGone(f"outgrew its memory limit of {limit} MiB")
+
+    def private_memory(self) -> int:
+        """Bytes of resident memory that the worker shares with nobody; 0 when it is gone."""
+        try:
+            with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
+                _, resident, shared = file.read().split()[:3]
+        except (OSError, ValueError):
+            return 0
+        return (int(resident) - int(shared)) * _PAGE
+
+    def _how_it_ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5.0)
+        status = self.process.returncode
+        if status == OUT_OF_MEMORY:
+            return f"outgrew its memory limit of {self.spec.memory_limit >> 20} MiB"
+        if status is not None and status < 0:
+            return f"was killed by signal {-status}"
+        return f"ended with status {status}"
+
+    def kill(self) -> None:
+        """Kill the process, wait for its end and give back what it held."""
+        self.process.kill()
+        try:
+            self.process.wait(10.0)
+        except subprocess.TimeoutExpired as error:
+            raise ServiceError(f"worker {self.pid} does not die: stuck in the kernel") from error
+        self.connection.close()

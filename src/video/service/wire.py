@@ -1,0 +1,329 @@
+"""What crosses a process or a network: requests, replies, infos and errors as msgpack and bytes.
+
+A reply travels as one small header (msgpack) and one payload in which every array starts at a
+multiple of `ALIGNMENT` bytes. The same payload lies in a shared-memory slot, in the cache and in an
+Arrow record batch, so no step in between looks at single arrays. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from rushes import errors
+from rushes.errors import RefusedVideo, RushesError, ServiceError
+from rushes.video.request import (
+    Audio,
+    AudioTrack,
+    Box,
+    Cost,
+    Features,
+    Frames,
+    Output,
+    Policy,
+    Reply,
+    Request,
+    Resample,
+    Size,
+    SubtitleTrack,
+    VideoInfo,
+)
+
+VERSION = 1
+ALIGNMENT = 64
+SECTIONS = ("arrays", "requested", "times", "status")
+_KINDS: dict[str, type[Output]] = {"frames": Frames, "audio": Audio, "features": Features}
+_PLAIN_DTYPES = "biuf"
+"""Kinds of NumPy dtypes that may cross: booleans, integers, floats. Never objects."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A reply as it is stored and sent.
+
+    Attributes:
+        header: msgpack; see `pack`.
+        payload: uint8 `N`; whoever owns the memory is its `base`.
+    """
+
+    header: bytes
+    payload: npt.NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keeping this reply costs."""
+        return len(self.header) + self.payload.nbytes
+
+    def copied(self) -> Packed:
+        """The same reply in memory of its own, read-only: fit to be kept and shared."""
+        payload = self.payload.copy()
+        payload.flags.writeable = False
+        return Packed(self.header, payload)
+
+
+def layout(reply: Reply) -> tuple[bytes, int]:
+    """Header of `reply` and the bytes that its payload takes."""
+    entries: list[list[Any]] = []
+    offset = 0
+    for section in SECTIONS:
+        for name, array in getattr(reply, section).items():
+            if array.dtype.kind not in _PLAIN_DTYPES:
+                raise ServiceError(f"{reply.video_id}: array {name!r} has dtype {array.dtype}")
+            entries.append([section, name, array.dtype.str, list(array.shape), offset])
+            offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    plain = {
+        "id": reply.video_id,
+        "entries": entries,
+        "cost": list(dataclasses.astuple(reply.cost)),
+        "size": offset,
+    }
+    return msgpack.packb(plain), offset
+
+
+def pack_into(reply: Reply, payload: npt.NDArray[np.uint8]) -> None:
+    """Copy the arrays of `reply` to where `layout` says they lie in `payload`."""
+    offset = 0
+    for section in SECTIONS:
+        for array in getattr(reply, section).values():
+            place = payload[offset : offset + array.nbytes].view(array.dtype)
+            np.copyto(place.reshape(array.shape), array)
+            offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def pack(reply: Reply) -> Packed:
+    """`reply` in memory of its own."""
+    header, size = layout(reply)
+    payload = np.zeros(size, np.uint8)
+    pack_into(reply, payload)
+    return Packed(header, payload)
+
+
+def unpack(packed: Packed) -> Reply:
+    """The reply whose arrays are views of `packed.payload`; raises `ServiceError` if torn."""
+    try:
+        plain = msgpack.unpackb(packed.header)
+        sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        for section, name, dtype, shape, offset in plain["entries"]:
+            sections[section][name] = _view(packed.payload, dtype, shape, offset)
+        return Reply(plain["id"], cost=Cost(*plain["cost"]), **sections)
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise ServiceError(f"a reply of {packed.nbytes} bytes is torn: {error}") from error
+
+
+def _view(
+    payload: npt.NDArray[np.uint8], dtype: str, shape: list[int], offset: int
+) -> npt.NDArray[np.generic]:
+    kind = np.dtype(dtype)
+    if kind.kind not in _PLAIN_DTYPES or offset < 0 or any(side < 0 for side in shape):
+        raise ValueError(f"array of {dtype} {shape} at {offset}")
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    if offset + size > payload.nbytes:
+        raise ValueError(f"array ends at {offset + size}, payload at {payload.nbytes}")
+    array = payload[offset : offset + size].view(kind).reshape(shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def encode_request(request: Request) -> dict[str, Any]:
+    """Plain values for msgpack; every float keeps all its bits."""
+    outputs = []
+    for output in request.outputs:
+        kind = next(name for name, cls in _KINDS.items() if isinstance(output, cls))
+        fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+        outputs.append({"kind": kind, **fields})
+    return {
+        "id": request.video_id,
+        "outputs": outputs,
+        "policy": request.policy,
+        "deadline": request.deadline,
+    }
+
+
+def decode_request(plain: Any) -> Request:
+    """The request that `encode_request` wrote; raises `ServiceError` for anything else."""
+    try:
+        _exactly(plain, {"id", "outputs", "policy", "deadline"}, "a request")
+        policy, deadline = plain["policy"], plain["deadline"]
+        if policy not in get_args(Policy):
+            raise ValueError(f"policy {policy!r}; known: {get_args(Policy)}")
+        return Request(
+            _text(plain["id"]),
+            tuple(_decode_output(output) for output in plain["outputs"]),
+            policy,
+            None if deadline is None else float(deadline),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ServiceError(f"not a request: {error}") from error
+
+
+def _decode_output(plain: Any) -> Output:
+    fields = dict(plain)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"output kind {kind!r}; known: {sorted(_KINDS)}")
+    _exactly(fields, {f.name for f in dataclasses.fields(_KINDS[kind])}, kind)
+    name = _text(fields["name"])
+    if kind == "frames":
+        size, crop, resample = fields["size"], fields["crop"], fields["resample"]
+        if resample not in get_args(Resample):
+            raise ValueError(f"resample {resample!r}; known: {get_args(Resample)}")
+        return Frames(
+            tuple(float(time) for time in fields["times"]),
+            None if size is None else Size(*map(int, size)),
+            None if crop is None else Box(*map(int, crop)),
+            resample,
+            name,
+        )
+    start, end = float(fields["start"]), float(fields["end"])
+    if kind == "audio":
+        return Audio(start, end, int(fields["rate"]), name)
+    return Features(_text(fields["track"]), start, end, name)
+
+
+def _exactly(plain: Any, keys: set[str], what: str) -> None:
+    if not isinstance(plain, Mapping) or set(plain) != keys:
+        found = sorted(map(str, plain)) if isinstance(plain, Mapping) else type(plain).__name__
+        raise ValueError(f"{what} has the keys {sorted(keys)}, found {found}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, found {type(value).__name__}")
+    return value
+
+
+def encode_error(error: RushesError) -> dict[str, Any]:
+    """Class name and arguments of one of our own errors."""
+    reduced = error.__reduce__()
+    return {"type": type(error).__name__, "args": list(reduced[1])}
+
+
+def decode_error(plain: Mapping[str, Any]) -> RushesError:
+    """The error that `encode_error` wrote; an unknown class becomes a `ServiceError`."""
+    cls = getattr(errors, str(plain["type"]), None)
+    args = [tuple(arg) if isinstance(arg, list) else arg for arg in plain["args"]]
+    if isinstance(cls, type) and issubclass(cls, RushesError):
+        return cls(*args)
+    return ServiceError(f"{plain['type']}: {args}")
+
+
+def encode_info(info: VideoInfo) -> bytes:
+    """A `VideoInfo` as msgpack."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(info):
+        value = getattr(info, field.name)
+        if isinstance(value, np.ndarray):
+            value = {"dtype": value.dtype.str, "bytes": value.tobytes()}
+        elif field.name in ("audio", "subtitles"):
+            value = [dataclasses.asdict(track) for track in value]
+        plain[field.name] = value
+    data: bytes = msgpack.packb(plain)
+    return data
+
+
+def decode_info(data: bytes) -> VideoInfo:
+    """The `VideoInfo` that `encode_info` wrote; raises `ServiceError` for anything else."""
+    try:
+        plain = msgpack.unpackb(data)
+        for name in ("frame_times", "keyframes", "full_size_times"):
+            if plain[name] is not None:
+                plain[name] = np.frombuffer(plain[name]["bytes"], plain[name]["dtype"])
+        plain["audio"] = tuple(AudioTrack(**track) for track in plain["audio"])
+        plain["subtitles"] = tuple(SubtitleTrack(**track) for track in plain["subtitles"])
+        plain["features"] = tuple(plain["features"])
+        return VideoInfo(**plain)
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise ServiceError(f"not a video info: {error}") from error
+
+
+def unpackb(data: bytes) -> Any:
+    """msgpack -> plain values; raises `ServiceError` for other bytes."""
+    try:
+        return msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ServiceError(f"{len(data)} bytes that are no msgpack: {error}") from error
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one request over the network may ask.
+
+    Attributes:
+        max_frames: frames of all outputs together.
+        max_side, max_pixels: of one returned frame, in pixels.
+        max_bytes: of the whole reply, where the sizes are known from the request.
+        max_seconds: of one sound or feature output.
+        max_deadline: seconds.
+        max_text: characters of a video id or a name.
+    """
+
+    max_frames: int = 1024
+    max_side: int = 4096
+    max_pixels: int = 4096 * 2304
+    max_bytes: int = 256 << 20
+    max_outputs: int = 64
+    max_seconds: float = 3600.0
+    max_rate: int = 192_000
+    max_deadline: float = 600.0
+    max_text: int = 1024
+
+    def check(self, request: Request) -> None:
+        """Raise `RefusedVideo` with the value and the limit."""
+        check_id(request.video_id, self.max_text)
+        video = request.video_id
+        self._most(video, len(request.outputs), self.max_outputs, "outputs")
+        names = [output.name for output in request.outputs]
+        if len(set(names)) != len(names):
+            raise RefusedVideo(video, f"two outputs have one name: {names}")
+        frames = [output for output in request.outputs if isinstance(output, Frames)]
+        self._most(video, sum(len(f.times) for f in frames), self.max_frames, "frames")
+        if request.deadline is not None and not 0 < request.deadline <= self.max_deadline:
+            limit = f"(0, {self.max_deadline}] s"
+            raise RefusedVideo(video, f"deadline {request.deadline} s, allowed {limit}")
+        size = sum(self._check_frames(video, output) for output in frames)
+        for output in request.outputs:
+            if not isinstance(output, Frames):
+                size += self._check_span(video, output)
+        self._most(video, size, self.max_bytes, "bytes of reply")
+
+    def _check_frames(self, video: str, frames: Frames) -> int:
+        if not np.isfinite(frames.times).all():
+            raise RefusedVideo(video, "a time is not finite")
+        height, width = frames.size or (frames.crop[2:] if frames.crop else (1, 1))
+        if height < 1 or width < 1 or (frames.crop and min(frames.crop) < 0):
+            raise RefusedVideo(video, f"size {height}x{width}, crop {frames.crop}")
+        self._most(video, max(height, width), self.max_side, "pixels a side")
+        self._most(video, height * width, self.max_pixels, "pixels a frame")
+        return len(frames.times) * height * width * 3
+
+    def _check_span(self, video: str, output: Audio | Features) -> int:
+        if not np.isfinite([output.start, output.end]).all() or output.end < output.start:
+            raise RefusedVideo(video, f"from {output.start} s to {output.end} s")
+        self._most(video, output.end - output.start, self.max_seconds, f"seconds of {output.name}")
+        if isinstance(output, Features):
+            return 0
+        self._most(video, output.rate, self.max_rate, "Hz")
+        return int((output.end - output.start) * output.rate) * 4
+
+    @staticmethod
+    def _most(video: str, value: float, limit: float, what: str) -> None:
+        if value > limit:
+            raise RefusedVideo(video, f"{value} {what} in one request, at most {limit}")
+
+
+def check_id(video_id: str, max_text: int = 1024) -> None:
+    """Raise `RefusedVideo` (hostile) for an id that is a path out of the root, or a URL."""
+    if not video_id or len(video_id) > max_text:
+        raise RefusedVideo(
+            video_id[:80], f"an id of {len(video_id)} characters, allowed 1 to {max_text}"
+        )
+    parts = video_id.replace("\\", "/").split("/")
+    if ":" in parts[0] and parts[1:2] == [""]:
+        raise RefusedVideo(video_id, "a URL is no video id", "hostile")
+    if video_id[0] in "/\\~" or ".." in parts or not video_id.isprintable():
+        raise RefusedVideo(video_id, "an id names a video below the root, no path", "hostile")

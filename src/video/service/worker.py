@@ -1,0 +1,155 @@
+"""A decode worker: reads requests from a socket, writes replies into shared-memory slots.
+
+It is started as `python -c` with two descriptors and no copy of its parent's modules, so it is
+ready in a fraction of a second and never imports torch. It dies with its parent. Everything that
+goes wrong in it ends here as a message; what it cannot say (a crash, a hang) its parent notices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from rushes.errors import RefusedVideo, RushesError, UnreadableVideo, VideoError
+from rushes.video.request import Reply, VideoReader
+from rushes.video.service import wire
+from rushes.video.service.slots import map_segment
+
+OUT_OF_MEMORY = 86
+"""Exit status of a worker that reached its memory limit."""
+_PR_SET_PDEATHSIG = 1
+
+
+def open_default(
+    catalogue_path: str,
+    vis_format: str = "auto",
+    videos_low: str | None = None,
+    backend: str = "pyav",
+) -> VideoReader:
+    """The reader that a worker has unless told otherwise: a catalogue and a decoding backend."""
+    from rushes.video.catalogue import open_catalogue
+    from rushes.video.readers import open_reader
+
+    catalogue = open_catalogue(catalogue_path, vis_format, videos_low)  # type: ignore[arg-type]
+    return open_reader(catalogue, backend)
+
+
+def make_reader(factory: str, arguments: dict[str, Any]) -> VideoReader:
+    """Call `module:function` with `arguments`."""
+    module, _, name = factory.partition(":")
+    reader: VideoReader = getattr(importlib.import_module(module), name)(**arguments)
+    return reader
+
+
+class Worker:
+    """Answers one request at a time until its parent closes the socket.
+
+    Args:
+        connection: to the parent.
+        setup: what the parent sent first: factory, arguments, slots, slot_bytes.
+    """
+
+    def __init__(self, connection: Connection, setup: dict[str, Any]) -> None:
+        self.connection = connection
+        self.descriptors: list[int] = setup["slots"]
+        self.slot_bytes: int = setup["slot_bytes"]
+        self._segments: dict[int, npt.NDArray[np.uint8]] = {}
+        self.reader = make_reader(setup["factory"], setup["arguments"])
+
+    def run(self) -> None:
+        """Serve until the socket ends."""
+        while True:
+            try:
+                message = msgpack.unpackb(self.connection.recv_bytes())
+            except (EOFError, ConnectionResetError):
+                return
+            self.connection.send_bytes(msgpack.packb(self._answer(message)))
+
+    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        video_id = message["id"]
+        try:
+            if "request" not in message:
+                return {"info": wire.encode_info(self.reader.describe(video_id))}
+            reply = self.reader.read(wire.decode_request(message["request"]))
+            return self._filled(message["slot"], reply)
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)
+        except RushesError as error:
+            return {"error": wire.encode_error(error)}
+        except Exception as error:  # noqa: BLE001 - the border of a process: nothing may pass
+            traceback.print_exc()
+            known = UnreadableVideo(video_id, f"{type(error).__name__}: {error}")
+            return {"error": wire.encode_error(known)}
+
+    def _filled(self, slot: int, reply: Reply) -> dict[str, Any]:
+        header, size = wire.layout(reply)
+        if size > self.slot_bytes:
+            detail = f"a reply of {size} bytes, a slot holds {self.slot_bytes}"
+            raise RefusedVideo(reply.video_id, detail)
+        segment = self._segments.get(slot)
+        if segment is None:
+            segment = map_segment(self.descriptors[slot], self.slot_bytes)
+            self._segments[slot] = segment
+        wire.pack_into(reply, segment)
+        cost = reply.cost
+        return {
+            "header": header,
+            "size": size,
+            "frames": [cost.frames_decoded, cost.frames_returned],
+        }
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent's thread ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it ended before the kernel knew
+        os._exit(0)
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Entry of a worker process.
+
+    Args:
+        descriptor: this end of the socket to the parent.
+        parent: process id of the parent.
+    """
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    connection = Connection(descriptor)
+    setup = msgpack.unpackb(connection.recv_bytes())
+    limit = setup["memory_limit"]
+    if limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        worker = Worker(connection, setup)
+    except (RushesError, ImportError, AttributeError, OSError) as error:
+        known = (
+            error
+            if isinstance(error, RushesError)
+            else VideoError(
+                str(Path(sys.executable).name),
+                f"{setup['factory']}: {type(error).__name__}: {error}",
+            )
+        )
+        connection.send_bytes(msgpack.packb({"error": wire.encode_error(known)}))
+        return
+    connection.send_bytes(msgpack.packb({"ready": os.getpid()}))
+    try:
+        worker.run()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the parent went while we answered
