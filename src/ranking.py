@@ -58,7 +58,7 @@ class EmbeddingScorer:
             bad = ~(values.abs() < 1e18).all(dim=1)
             if bad.any():
                 first = int(bad.nonzero()[0])
-                raise MetricError(f"{name} embedding {first} of {len(values)} is not finite (or beyond 1e18)")
+                raise MetricError(f"{name} embedding {first} of {len(values)} is not finite")
         self.queries, self.gallery = queries.contiguous(), gallery.contiguous()
         self._rows: tuple[Tensor, Tensor] | None = None
         self._out: Tensor | None = None
