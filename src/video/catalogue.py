@@ -58,6 +58,8 @@ class Catalogue:
         kind: SourceKind = "file",
         low_root: Path | None = None,
     ) -> None:
+        if entries and all(source.kind == "images" for source in entries.values()):
+            kind = "images"
         self.root, self.low_root, self.kind = root, low_root, kind
         self._entries = entries
         self._listed: list[str] | None = None

@@ -116,9 +116,10 @@ class Decoder:
         if self._context is None:
             index = self.index
             codec = "libdav1d" if index.info.codec == "av1" else index.info.codec
-            self._context = bare_context(
-                codec, index.extradata, self.limits, self.threads, strict=True
-            )
+            # Pictures that lead a key frame on screen do not decode alone: their errors cannot be
+            # told from damage, so the index of such a stream was made by decoding everything.
+            strict = not index.leading
+            self._context = bare_context(codec, index.extradata, self.limits, self.threads, strict)
         return self._content, self._context
 
     def _by_demuxer(
@@ -132,8 +133,10 @@ class Decoder:
             context = stream.codec_context
             context.thread_count = self.threads
             context.thread_type = "AUTO" if self.threads > 1 else "NONE"
+            if not index.whole and not index.leading:
+                context.options = {**context.options, "err_detect": "explode"}
             if not index.whole:
-                context.options = {**context.options, "err_detect": "explode", "strict": "1"}
+                context.options = {**context.options, "strict": "1"}
             packets = _numbered(media, stream)
             for run in runs:
                 for coded in self._run_packets(run, packets, deadline, spent):
@@ -206,8 +209,10 @@ def plan_runs(index: VideoIndex, wanted: Sequence[int]) -> list[_Run]:
     runs = []
     for first, last, frames in spans:
         keep = index.flags[first : last + 1] & PacketFlag.DROPPABLE == 0
-        # Pictures shown before the key frame that they follow lack what they refer to.
-        keep &= index.order[first : last + 1] >= index.order[first]
+        if index.info.codec != "h264":
+            # Pictures shown before the key frame that they follow lack what they refer to. H.264
+            # counts them, so that there they must pass through the decoder all the same.
+            keep &= index.order[first : last + 1] >= index.order[first]
         if index.whole:
             keep[:] = True
         keep[index.frame_packets[frames] - first] = True

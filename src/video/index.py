@@ -83,6 +83,16 @@ class VideoIndex:
             return np.where(self.packet_frames >= 0, self.packet_frames, np.int64(NO_TIME))
         return self.pts
 
+    @cached_property
+    def leading(self) -> bool:
+        """H.264 pictures follow a key frame and are shown before it (open GOP)."""
+        if self.info.codec != "h264" or not len(self.key_packets):
+            return False
+        keys = self.key_packets[1:]
+        after = np.searchsorted(keys, np.arange(len(self.flags)), side="right")
+        shown_with = np.concatenate([self.order[self.key_packets[:1]], self.order[keys]])[after]
+        return bool((self.order < shown_with)[self.key_packets[0] :].any())
+
     def frame_at(self, times: npt.NDArray[np.float64], slack: float) -> IntArray:
         """The frame on screen at each time: the last one with pts - slack <= time."""
         found = np.searchsorted(self.info.frame_times - slack, times, side="right") - 1

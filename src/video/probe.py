@@ -89,7 +89,7 @@ def build_index(source: Source, limits: Limits, deep: bool = False) -> VideoInde
     if cut or packets.error:
         index = replace(index, damage="truncated" if cut else "undecodable")
     first = _first_look(source, index, limits)
-    uncertain = first.uncertain or packets.suspicious
+    uncertain = first.uncertain or packets.suspicious or first.index.leading
     if deep or uncertain or index.damage is not None or not _countable(index):
         return fence(source, first.index, limits, deep=deep or uncertain)
     return first.index

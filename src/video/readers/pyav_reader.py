@@ -21,8 +21,17 @@ from rushes.video.limits import Limits
 from rushes.video.probe import build_index, fence, stat_key
 from rushes.video.probe_cache import ProbeCache
 from rushes.video.readers.asking import FrameAsk, check_size, plan_frames
-from rushes.video.request import Audio, Cost, Features, Frames, FrameStatus, Reply, Request, Size
-from rushes.video.request import VideoInfo
+from rushes.video.request import (
+    Audio,
+    Cost,
+    Features,
+    Frames,
+    FrameStatus,
+    Reply,
+    Request,
+    Size,
+    VideoInfo,
+)
 from rushes.video.sound import read_sound
 
 _MEMORY_INDEXES = 4096
@@ -229,4 +238,3 @@ def _key(source: Source) -> bytes:
     except OSError as error:
         detail = f"cannot be read: {error.strerror}"
         raise UnreadableVideo(source.video_id, detail, "missing") from error
-
