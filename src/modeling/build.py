@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
-from rushes.configs.load import read_preset
-from rushes.configs.schema import RunConfig, TextConfig
+from rushes.configs.schema import RunConfig
 from rushes.errors import ConfigError
 from rushes.modeling.backbones import ImageBackbone
 from rushes.modeling.bert import BertLayers, CrossEncoder, TextEncoder
 from rushes.modeling.freezing import freeze
 from rushes.modeling.model import VideoTextModel
+from rushes.modeling.text_tower import AutoTextEncoder, is_bert, resolve_text
 from rushes.modeling.timesformer import TimeSformer
-
-BERT_NAMES = {
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "max_positions",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-}
-"""BERT's own names of sizes, and ours."""
 
 
 def build_model(
@@ -49,7 +36,12 @@ def build_model(
     config = replace(config, model=replace(config.model, text=text, num_answers=answers))
     _check(config)
     half = text.num_layers // 2
-    tower = TextEncoder(text, half)
+    tower: nn.Module
+    if is_bert(text):
+        tower = TextEncoder(text, half)
+    else:
+        assert text.encoder is not None
+        tower = AutoTextEncoder(text.encoder, text.max_length)
     cross = None
     if config.model.cross:
         cross = CrossEncoder(config.model.embed_dim, text, text.num_layers - half)
@@ -59,23 +51,13 @@ def build_model(
     return model
 
 
-def resolve_text(text: TextConfig) -> TextConfig:
-    """The text config with the sizes of the JSON file that `config` names."""
-    if text.config is None:
-        return text
-    sizes = _bert_sizes(read_preset(text.config))
-    return replace(text, config=None, **sizes)
-
-
-def _bert_sizes(values: dict[str, Any]) -> dict[str, Any]:
-    known = {field.name for field in fields(TextConfig)}
-    sizes = {ours: values[theirs] for theirs, ours in BERT_NAMES.items() if theirs in values}
-    assert known >= set(sizes)
-    return sizes
-
-
 def _check(config: RunConfig) -> None:
     model, text = config.model, config.model.text
+    if model.cross and not is_bert(text):
+        raise ConfigError(
+            f"model.text.encoder={text.encoder}: the cross half (model.cross) needs an encoder of "
+            "the BERT family, or none"
+        )
     for name, dim, heads in (
         ("model.embed_dim", model.embed_dim, model.temporal_heads),
         ("model.text.hidden_size", text.hidden_size, text.num_heads),

@@ -24,7 +24,11 @@ from rushes.modeling.weights import load_weights, published_state
 
 HEAD_DIM = 64
 """Channels of an attention head in the released sizes."""
-_BLOCKS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+_BLOCKS: dict[tuple[int, ...], str] = {
+    (2, 2, 2, 2): "resnet18",
+    (3, 4, 6, 3): "resnet50",
+    (3, 4, 23, 3): "resnet101",
+}
 
 logger = get_logger(__name__)
 
@@ -105,7 +109,7 @@ def guess_config(state: Mapping[str, Tensor], file: Path) -> RunConfig:
 
 
 def _vision(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    grid = next((state[f"{n}.0.weight"] for n in ("grid_encoder", "grid_encoder_low")))
+    grid = next(state[f"{n}.0.weight"] for n in ("grid_encoder", "grid_encoder_low"))
     high = "grid_encoder.0.weight" in state
     tower = "cnn" if high else "cnn_low"
     counts = tuple(

@@ -43,9 +43,11 @@ def locate(source: str, mount: Path | None = None) -> Path:
     raise WeightsError(f"{source}: no such weight file; supply it or set model.weights.init random")
 
 
-def folder_of(source: str, mount: Path | None = None) -> Path:
-    """The folder that a source means, where the file beside `config.json` and a tokenizer lie."""
-    return locate(source, mount).parent
+def find_folder(source: str, mount: Path | None = None) -> Path | None:
+    """The local folder that a source names ("package:NAME/PATH" too), or None."""
+    if source.startswith(PACKAGE):
+        return _in_package(source.removeprefix(PACKAGE))
+    return next((path for path in _places(source, mount) if path.is_dir()), None)
 
 
 def _places(source: str, mount: Path | None) -> Iterator[Path]:

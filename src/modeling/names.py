@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -139,10 +139,51 @@ def modern_bert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def image_names(name: str) -> tuple[str, ...]:
-    """Names that a parameter of a timm feature extractor may have in files of the whole model."""
-    plain = name.removeprefix("model.")
-    return (name, plain, re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", plain))
+def image_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Names that parameters of a timm feature extractor may have in files of the whole model.
+
+    Besides timm's own (with or without flattened stages): the numbered blocks of the widespread
+    EfficientNet port.
+    """
+    names = list(names)
+    plain = {name: name.removeprefix("model.") for name in names}
+    inside = (name.split(".") for name in names if name.startswith("blocks."))
+    blocks = list(dict.fromkeys(".".join(parts[1:3]) for parts in inside))
+    expanding = {n.rsplit(".", 2)[0] for n in names if ".conv_pwl." in n}
+    out = {}
+    for name in names:
+        flat = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", plain[name])
+        out[name] = (name, plain[name], flat, _numbered(name, blocks, expanding))
+    return out
+
+
+_EXPANDING = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
+_SEPARABLE = {
+    "conv_dw": "_depthwise_conv",
+    "bn1": "_bn1",
+    "conv_pw": "_project_conv",
+    "bn2": "_bn2",
+}
+_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn0"}
+
+
+def _numbered(name: str, blocks: Sequence[str], expanding: Collection[str]) -> str:
+    """The name in files that number an EfficientNet's blocks through, without stages."""
+    parts = name.split(".")
+    if parts[0] in _STEM:
+        return ".".join([_STEM[parts[0]], *parts[1:]])
+    if parts[0] != "blocks" or ".".join(parts[1:3]) not in blocks:
+        return name
+    table = _EXPANDING if ".".join(parts[:3]) in expanding else _SEPARABLE
+    index = blocks.index(".".join(parts[1:3]))
+    return ".".join([f"_blocks.{index}", table.get(parts[3], parts[3]), *parts[4:]])
 
 
 def bare_images(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from rushes.modeling.names import (
     modern_bert,
     published_table,
 )
+from rushes.modeling.text_tower import AutoTextEncoder
 
 Kind = Literal["model", "backbone", "bert"]
 ENOUGH = 0.5
@@ -139,6 +140,8 @@ def _translate(
         return _translate_images(model, bare_images(state))
     if kind == "model" and any(name in own for name in state):
         return dict(state), ()
+    if kind == "bert" and isinstance(model.text, AutoTextEncoder):
+        return _translate_encoder(state, own)
     published = modern_bert(state) if kind == "bert" else dict(state)
     half = len(model.text.layers) if hasattr(model.text, "layers") else 0  # type: ignore[arg-type]
     table = published_table(own, half)
@@ -151,6 +154,24 @@ def _translate(
             unused.append(name)
         else:
             offered[name] = value
+    return offered, tuple(unused)
+
+
+def _translate_encoder(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A transformers file by our name: its names end as the encoder's own do."""
+    offered = {}
+    unused = []
+    prefix = "text.model."
+    for name, value in state.items():
+        parts = name.split(".")
+        tails = (".".join(parts[start:]) for start in range(min(3, len(parts))))
+        found = next((prefix + tail for tail in tails if prefix + tail in own), None)
+        if found is None:
+            unused.append(name)
+        else:
+            offered[found] = value
     return offered, tuple(unused)
 
 
@@ -169,16 +190,22 @@ def _translate_images(
     offered: dict[str, Tensor] = {}
     used = set()
     for prefix, backbone in _backbones(model):
-        for name in backbone.model.state_dict():
-            found = next((n for n in image_names(name) if n in state), None)
+        for name, others in image_names(backbone.model.state_dict()).items():
+            found = next((other for other in others if other in state), None)
             if found is not None:
                 offered[f"{prefix}.model.{name}"] = state[found]
                 used.add(found)
     rest = [name for name in state if name not in used]
-    heads = ("fc.", "head.", "classifier.", "conv_head.", "bn2.", "norm.", "layer4.", "fc_norm.")
-    unused = tuple(name for name in rest if name.startswith(heads))
+    unused = tuple(name for name in rest if name.startswith(_IMAGE_HEADS))
     offered.update({name: state[name] for name in rest if name not in unused})
     return offered, unused
+
+
+_IMAGE_HEADS = (
+    *("fc.", "head.", "classifier.", "conv_head.", "bn2.", "norm.", "layer4.", "fc_norm."),
+    *("_conv_head.", "_bn1.", "_fc."),
+)
+"""What image files hold beyond the maps that are used."""
 
 
 def _backbones(model: VideoTextModel) -> list[tuple[str, ImageBackbone]]:
