@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rushes.errors import ConfigError
+from rushes.modeling.folding import fold_frozen_norms
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -87,6 +88,8 @@ class ImageBackbone(nn.Module):
         config = self.model.pretrained_cfg
         self.mean = tuple(255.0 * value for value in config["mean"])
         self.std = tuple(255.0 * value for value in config["std"])
+        if frozen_norm:
+            fold_frozen_norms(self.model)
         self.train(self.training)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
