@@ -117,7 +117,8 @@ class DatasetConfig:
     videos_low: str | None = None
     """Folder of the low-resolution frames of `vis_format: frame`; None: the `_lr` neighbour."""
     split: str | None = None
-    """Keep only the records that state this split."""
+    """Keep only the records that state this split; "fit" and "holdout" (or "train:fit") part one
+    video in twenty off for validation, by a hash of its id."""
     ratio: int = 1
     """Share of the batches where several data sets are mixed."""
     texts: Literal["caption", "caption_and_transcript", "paragraph", "question"] = "caption"

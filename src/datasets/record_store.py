@@ -12,13 +12,14 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rushes.datasets.collate import stable_key
 from rushes.datasets.formats.registry import read_records
 from rushes.datasets.record import Record, Segment, record_from_json, record_to_json
 from rushes.errors import AnnotationError, ConfigError
@@ -26,6 +27,8 @@ from rushes.log import get_logger
 
 TEXT_MODES = ("caption", "caption_and_transcript", "paragraph", "question")
 """`DatasetConfig.texts`, in the order of the store's count columns."""
+HOLDOUT_ONE_IN = 20
+PARTS = ("fit", "holdout")
 _VERSION = "1"
 _ROWS_A_BATCH = 16384
 _SCHEMA = pa.schema(
@@ -173,7 +176,8 @@ def open_records(
     Args:
         paths: files, or patterns; matches are taken in natural order (part2 before part10).
         format_name: a format of `formats.registry`, or "auto".
-        split: keep only records that state this split.
+        split: keep only records that state this split; "fit" and "holdout" (also "train:fit") cut
+            off one video in twenty for validation where the files have no split for it.
         limit: use only this many.
 
     Raises:
@@ -212,7 +216,7 @@ def _cached(file: Path, format_name: str, split: str | None) -> Path:
     for folder in cache_folders(file):
         if (folder / name).is_file():
             return folder / name
-    records = (r for r in read_records(file, format_name) if split is None or r.split == split)
+    records = _of_split(file, format_name, split)
     for folder in cache_folders(file):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +228,32 @@ def _cached(file: Path, format_name: str, split: str | None) -> Path:
         _log.info("%s: %d records indexed in %s", file, number, folder / name)
         return folder / name
     raise AnnotationError("no folder can be written for its index", str(file))
+
+
+def _of_split(file: Path, format_name: str, split: str | None) -> Iterator[Record]:
+    """Records of a split: "NAME" as stated by the file, "fit" or "holdout", or "NAME:fit"."""
+    if split is None:
+        return read_records(file, format_name)
+    stated, _, part = split.rpartition(":") if split.endswith(PARTS) else (split, "", "")
+
+    def chosen() -> Iterator[Record]:
+        records = read_records(file, format_name)
+        return (r for r in records if not stated or r.split == stated)
+
+    if not part:
+        return chosen()
+    held = held_out({record.video for record in chosen()})
+    return (r for r in chosen() if (r.video in held) == (part == "holdout"))
+
+
+def held_out(videos: Collection[str]) -> frozenset[str]:
+    """One video in twenty, and at least one, chosen by a hash of its id: the same on any machine.
+
+    For sets whose official files have no validation split, so that checkpoints are never picked on
+    the test split.
+    """
+    count = max(1, len(videos) // HOLDOUT_ONE_IN) if len(videos) > 1 else 0
+    return frozenset(sorted(videos, key=lambda video: (stable_key(video), video))[:count])
 
 
 def cache_folders(file: Path) -> tuple[Path, Path]:

@@ -82,3 +82,18 @@ def read_clipbert_qa(path: Path) -> Iterator[Record]:
             answer=answer,
             tags=tags,
         )
+
+
+def read_manifest(path: Path) -> Iterator[Record]:
+    """A plain list of clips: `video` (a path), `caption`, and optional `id`, `tags`, `split`."""
+    for line, row in iterate_jsonl(path):
+        where = Where(path, line)
+        tags = {k: str(row[k]) for k in ("group", "subgroup", "base") if row.get(k)}
+        yield Record(
+            video=video_id(where.text(row, "video")),
+            id=str(row.get("id", "")),
+            segments=(Segment(where.text(row, "caption")),),
+            references=where.texts(row, "tags") if isinstance(row.get("tags"), list) else (),
+            tags=tags,
+            split=row.get("split"),
+        )

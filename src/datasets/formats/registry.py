@@ -18,6 +18,7 @@ READERS: dict[str, Reader] = {
     "hdvila": jsonl.read_hdvila,
     "hdvila_metadata": jsonl.read_hdvila_metadata,
     "clipbert_qa": jsonl.read_clipbert_qa,
+    "manifest": jsonl.read_manifest,
 }
 """Format name -> reader."""
 
@@ -27,7 +28,7 @@ def sniff_format(path: Path) -> str:
     _, first = next(iter(iterate_jsonl(path)), (0, {}))
     keys = set(first)
     if "video" in keys:
-        return "rushes"
+        return "manifest" if "caption" in keys else "rushes"
     if {"clip_id", "text"} <= keys:
         return "hdvila"
     if "clip" in keys:
