@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from rushes.datasets.footage import badge
 from rushes.datasets.footage.scene import FPS, Scene, Thing
-from rushes.datasets.footage.vocabulary import COLORS, STROKES, SYMBOL_HEIGHT
+from rushes.datasets.footage.vocabulary import COLORS
 
 Bytes = npt.NDArray[np.uint8]
 Planes = tuple[Bytes, Bytes, Bytes]
@@ -56,24 +57,21 @@ def _outline(shape: str) -> npt.NDArray[np.float64]:
 class Sprite:
     """One object at one width: planes and blending weights (0 to 256), even sizes."""
 
-    def __init__(self, thing: Thing, width: int) -> None:
+    def __init__(self, thing: Thing, width: int, seed: int) -> None:
         size = width * _SAMPLES
         mask = np.zeros((size, size), np.uint8)
         points = (_outline(thing.shape) + 0.5) * size
         cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 255, lineType=cv2.LINE_8)
-        ink = np.zeros_like(mask)
-        unit = SYMBOL_HEIGHT * _SAMPLES / 6
-        # A triangle's symbol sits low, where the triangle is wide.
-        top = size * (0.62 if thing.shape == "triangle" else 0.5) - 3 * unit
-        for stroke in STROKES[thing.symbol]:
-            line = np.array(stroke) * unit + (size / 2 - 2 * unit, top)
-            thickness = round(1.25 * unit)
-            cv2.polylines(ink, [np.round(line).astype(np.int32)], False, 255, thickness)
-        self.alpha = _weights(np.maximum(mask, ink), width)
-        self.alpha_half = _weights(np.maximum(mask, ink), width // 2)
-        color = np.array(COLORS[thing.color], np.float32)
-        dark = cv2.resize(ink, (width, width), interpolation=cv2.INTER_AREA)[..., None] / 255
-        yuv = _yuv((color * (1 - dark) + 12 * dark).astype(np.float32))
+        # A triangle's badge sits low, where the triangle is wide.
+        top = round(width * (0.62 if thing.shape == "triangle" else 0.5)) - badge.HEIGHT // 2
+        left = (width - badge.WIDTH) // 2
+        plate = np.s_[top : top + badge.HEIGHT, left : left + badge.WIDTH]
+        yuv = np.empty((width, width, 3), np.float32)
+        yuv[...] = _yuv(np.array(COLORS[thing.color], np.float32))
+        yuv[plate] = 128
+        yuv[(*plate, 0)] = badge.badge(thing.symbol, seed)
+        mask[tuple(slice(p.start * _SAMPLES, p.stop * _SAMPLES) for p in plate)] = 255
+        self.alpha, self.alpha_half = _weights(mask, width), _weights(mask, width // 2)
         half = cv2.resize(yuv, (width // 2, width // 2), interpolation=cv2.INTER_AREA)
         self.y = np.round(yuv[..., 0]).astype(np.int16)
         self.u = np.round(half[..., 1]).astype(np.int16)
@@ -182,7 +180,7 @@ class Painter:
             x, y, width = thing.at(time)
             key = index, 2 * round(width / 2)
             if key not in self.sprites:
-                self.sprites[key] = Sprite(thing, key[1])
+                self.sprites[key] = Sprite(thing, key[1], self.scene.texture + index)
             self.sprites[key].blend(planes, x, y)
 
 

@@ -30,7 +30,7 @@ SIZES: Final[dict[str, int]] = {"small": 94, "large": 128}
 """Width of an object in pixels of the full picture."""
 
 SYMBOL_HEIGHT: Final = 42
-"""Pixels: 13 of a picture 128 high, 3 of one 32 high, where it cannot be read any more."""
+"""Pixels: 14 of a picture 128 high, 3.5 of one 32 high, where it cannot be read any more."""
 
 STROKES: Final[dict[str, tuple[tuple[Point, ...], ...]]] = {
     "C": (((4, 1), (3, 0), (1, 0), (0, 1), (0, 5), (1, 6), (3, 6), (4, 5)),),
