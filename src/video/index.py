@@ -14,7 +14,7 @@ from rushes.errors import VideoReason
 from rushes.video.packets import PacketFlag
 from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raised whenever a cached index of an older version would be read wrongly."""
 
 NO_TIME = np.iinfo(np.int64).min
@@ -80,7 +80,9 @@ class VideoIndex:
     def order(self) -> IntArray:
         """What places packets on screen: their times, or their frames where the file has none."""
         if len(self.pts) and (self.pts == NO_TIME).any():
-            return np.where(self.packet_frames >= 0, self.packet_frames, np.int64(NO_TIME))
+            shown: IntArray = self.packet_frames.copy()
+            shown[shown < 0] = NO_TIME
+            return shown
         return self.pts
 
     @cached_property

@@ -23,6 +23,8 @@ class PacketFlag(IntFlag):
     """The container says that it lies outside the presentation (edit list)."""
     BROKEN = 16
     """Its own structure is wrong: lengths that lead outside, no picture where one must be."""
+    INSTANT = 32
+    """Nothing after it refers to anything before it (H.264 IDR)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _nal_starts(data: bytes, length_size: int) -> Iterator[int]:
 
 
 def _inspect_h264(data: bytes, length_size: int) -> Facts:
-    pictures, referred, broken = 0, 0, PacketFlag(0)
+    pictures, referred, instant, broken = 0, 0, PacketFlag(0), PacketFlag(0)
     for start in _nal_starts(data, length_size):
         if start < 0:
             broken = PacketFlag.BROKEN
@@ -86,11 +88,12 @@ def _inspect_h264(data: bytes, length_size: int) -> Facts:
         if 1 <= header & 0x1F <= 5:
             pictures += 1
             referred += bool(header & 0x60)
+            instant |= PacketFlag.INSTANT if header & 0x1F == 5 else PacketFlag(0)
             if not length_size:
                 break  # the slices of one picture agree, and searching start codes costs time
     if not pictures:
         return Facts(broken or PacketFlag.HIDDEN)
-    return Facts(broken or (PacketFlag(0) if referred else PacketFlag.DROPPABLE))
+    return Facts(broken or (instant if referred else PacketFlag.DROPPABLE))
 
 
 def _inspect_hevc(data: bytes, length_size: int) -> Facts:

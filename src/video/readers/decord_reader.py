@@ -11,9 +11,12 @@ import numpy as np
 from rushes.errors import BackendMissing
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
+from rushes.video.packets import PacketFlag
 from rushes.video.readers.verified import Picture, VerifiedReader, path_of, times_differ
 
 _BATCH = 16
+_STREAMS = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")
+"""Containers without an index of their own, in which decord returns neighbours unasked."""
 
 
 class DecordReader(VerifiedReader):
@@ -36,8 +39,11 @@ class DecordReader(VerifiedReader):
         path = path_of(source, self.backend)
         if has_leading_pictures(index):
             raise self.refuse(source, "pictures lead key frames (open GOP); it misplaces frames")
-        if index.whole:
-            raise self.refuse(source, "the stream does not seek safely")
+        if index.whole or index.container in _STREAMS:
+            raise self.refuse(source, f"it does not seek safely in {index.container}")
+        keys = index.flags[index.key_packets]
+        if index.info.codec == "h264" and not (keys & PacketFlag.INSTANT).all():
+            raise self.refuse(source, "some key frames refer to earlier ones (gradual refresh)")
         try:
             video = self._decord.VideoReader(path, num_threads=self.threads)
             stamps = np.asarray(video.get_frame_timestamp(range(len(video))), np.float64)

@@ -11,7 +11,6 @@ import numpy as np
 from rushes.errors import BackendMissing
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
-from rushes.video.readers.decord_reader import has_leading_pictures
 from rushes.video.readers.verified import Picture, VerifiedReader, path_of
 
 _TOLERANCE = 2e-3
@@ -36,8 +35,8 @@ class OpenCVReader(VerifiedReader):
 
     def _open_video(self, source: Source, index: VideoIndex) -> Any:
         path = path_of(source, self.backend)
-        if index.whole or has_leading_pictures(index):
-            raise self.refuse(source, "the stream needs a decoder that knows open GOPs")
+        if index.whole:
+            raise self.refuse(source, "the stream does not decode as its packets promise")
         return path
 
     def _pictures(
