@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TextIO
 
 import torch
@@ -36,8 +37,8 @@ from rushes.configs.load import config_to_json
 from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.distributed import World
-from rushes.errors import CheckpointError
-from rushes.failures import FILE, BadSamples, failure_limit
+from rushes.errors import CheckpointError, ConfigError
+from rushes.failures import FILE, BadSamples
 from rushes.log import get_logger
 from rushes.meters import METRICS, Meters
 from rushes.optim import make_optimizer
@@ -74,34 +75,30 @@ class Session:
         self.total_steps = total_steps(config, self.steps_per_epoch)
         self.dtype = resolve_precision(config.train.precision, world.device)
         self.optimizer = make_optimizer(model, config.optim, config.model.compat)
-        self._lock = _take_lock(run_folder) if world.is_main else None
-        self.progress = self._restore()
-        self._begun = time.monotonic() - self.progress.seconds
-        samples = self.progress.global_batch * self.steps_per_epoch
-        limit = failure_limit(config.data.failure_budget, samples)
-        self.bad = BadSamples(run_folder / FILE, world, limit)
-        self.bad.restore(self.progress.bad)
-        self._saved_step = self.progress.step
-        self._writer = self._make_writer(extras) if world.is_main else None
-        self.meters = Meters(
-            run_folder, world, self.progress.step, self.total_steps, config.train.log_every
-        )
+        self.bad = BadSamples(run_folder / FILE, world)
+        self.reported = 0  # failures of this rank's loader that have been recorded
+        with contextlib.ExitStack() as stack:
+            if world.is_main:
+                stack.enter_context(_take_lock(run_folder))
+            self.progress = self._restore()
+            self.bad.restore(self.progress.bad)
+            self._begun = time.monotonic() - self.progress.seconds
+            self._saved_step = self.progress.step
+            self._writer = self._make_writer(extras) if world.is_main else None
+            if self._writer is not None:
+                stack.callback(self._writer.close)
+            self.meters = Meters(
+                run_folder, world, self.progress.step, self.total_steps, config.train.log_every
+            )
+            stack.callback(self.meters.close)
+            self._resources = stack.pop_all()
 
     def __enter__(self) -> Session:
         self.meters.restart_clock()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.meters.close()
-        if self._writer is not None:
-            self._writer.close()
-        if self._lock is not None:
-            self._lock.close()
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
 
     @property
     def ended(self) -> bool:
@@ -129,7 +126,7 @@ class Session:
         name = self.config.train.best_metric or next(iter(progress.metrics), "")
         if name not in progress.metrics:
             known = ", ".join(sorted(progress.metrics)) or "none"
-            raise CheckpointError(f"train.best_metric {name!r}: the validation has {known}")
+            raise ConfigError(f"train.best_metric {name!r}: the validation has {known}")
         improved = is_better(name, progress.metrics[name], progress.best_value)
         if improved:
             progress.best_value, progress.best_step = progress.metrics[name], progress.step
@@ -149,7 +146,7 @@ class Session:
         if cadence:
             self.progress.checkpoints += 1
         self.progress.seconds = time.monotonic() - self._begun
-        self.progress.bad = dict(self.bad.since)
+        self.progress.bad = self.bad.to_json()
         self._saved_step = self.progress.step
         if self._writer is not None:
             plain = config_to_json(self.config)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rushes.configs.schema import ObjectiveConfig, RunConfig
+from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.distributed import World
 from rushes.modeling.encoded import Encoded, concatenate
@@ -109,31 +109,6 @@ class Pass:
 def total_loss(named: Mapping[str, Tensor]) -> Tensor:
     """Sum of the values whose names end in `_loss`."""
     return torch.stack([value for name, value in named.items() if name.endswith("_loss")]).sum()
-
-
-def choose_objectives(
-    offered: Objectives, configs: Sequence[ObjectiveConfig], choice: str, seed: int, step: int
-) -> Objectives:
-    """The objectives of optimiser step `step` (from 1): all that have started, or one in turn.
-
-    With `choice="turns"` one is drawn by `ratio` from (seed, step) alone, so alike on all ranks.
-    """
-    rules = {config.name: config for config in configs}
-    started = {
-        name: entry
-        for name, entry in offered.items()
-        if name not in rules or step > rules[name].start_step
-    }
-    if choice != "turns" or len(started) < 2:
-        return started
-    names = sorted(started)
-    ratios = [rules[name].ratio if name in rules else 1 for name in names]
-    ticket = mixed_seed(seed, step, "turn") % sum(ratios)
-    for name, ratio in zip(names, ratios, strict=True):
-        if ticket < ratio:
-            return {name: started[name]}
-        ticket -= ratio
-    raise AssertionError("a ticket below the sum of ratios always finds its objective")
 
 
 def accumulate(

@@ -76,14 +76,17 @@ class Encoded:
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:
-    """One `Encoded` of several micro-batches, rows in order."""
+    """One `Encoded` of several micro-batches, rows in order.
+
+    Where S differs (texts padded to a batch's longest), rows are padded with what masks hide.
+    """
     levels = {}
     for key, first in parts[0].levels.items():
         rows = [part.levels[key] for part in parts]
         levels[key] = Level(
-            torch.cat([row.values for row in rows]),
-            None if first.mask is None else torch.cat([_there(row.mask) for row in rows]),
-            None if first.times is None else torch.cat([_there(row.times) for row in rows]),
+            _stacked([row.values for row in rows], first.mask is not None),
+            None if first.mask is None else _stacked([_there(row.mask) for row in rows]),
+            None if first.times is None else _stacked([_there(row.times) for row in rows]),
             None if first.pooled is None else torch.cat([_there(row.pooled) for row in rows]),
             first.grid,
         )
@@ -91,6 +94,17 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
         name: torch.cat([part.embeddings[name] for part in parts]) for name in parts[0].embeddings
     }
     return Encoded(sum(part.batch_size for part in parts), levels, embeddings)
+
+
+def _stacked(tensors: Sequence[Tensor], ragged: bool = True) -> Tensor:
+    longest = max(tensor.shape[1] for tensor in tensors) if ragged else 0
+    if not ragged or all(tensor.shape[1] == longest for tensor in tensors):
+        return torch.cat(list(tensors))
+    padded = []
+    for tensor in tensors:
+        rest = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
+        padded.append(torch.cat([tensor, rest], dim=1))
+    return torch.cat(padded)
 
 
 def _there(tensor: Tensor | None) -> Tensor:
