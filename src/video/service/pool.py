@@ -22,6 +22,7 @@ from rushes.errors import DecodeTimeout, RushesError, ServiceError, WorkerDied
 from rushes.log import get_logger
 from rushes.video.request import Reply, Request, VideoInfo
 from rushes.video.service import wire
+from rushes.video.service.cache import SharedReads
 from rushes.video.service.jobs import Counters, Job, JobQueue
 from rushes.video.service.process import ProcessGone, WorkerProcess, WorkerSpec
 from rushes.video.service.quarantine import Quarantine
@@ -49,6 +50,7 @@ class PoolReader:
         patience: seconds of waiting for a slot after which a reply is copied out instead; None
             waits until the deadline.
         strikes: workers that a video may kill before it is quarantined.
+        cache_bytes: budget for clips kept in this process; such arrays are shared and read-only.
 
     Raises:
         RushesError: what opening the catalogue or the backend in a worker raised.
@@ -65,6 +67,7 @@ class PoolReader:
         max_queue: int = 4096,
         patience: float | None = 1.0,
         strikes: int = 2,
+        cache_bytes: int = 0,
     ) -> None:
         if num_workers < 1:
             raise ServiceError(f"a pool of {num_workers} workers; it needs at least 1")
@@ -75,6 +78,7 @@ class PoolReader:
         self.jobs = JobQueue(max_queue)
         self.quarantine = Quarantine(strikes)
         self.counters = Counters()
+        self.shared = SharedReads(cache_bytes, self.counters) if cache_bytes else None
         self.closed = False
         self.keepers = [Keeper(self, index) for index in range(num_workers)]
         try:
@@ -106,7 +110,10 @@ class PoolReader:
             VideoError: the video cannot give them, killed its workers, or is quarantined.
             ServiceError: the pool is closed.
         """
-        return wire.unpack(self.read_packed(request))
+        if self.shared is None:
+            return wire.unpack(self.read_packed(request))
+        allowed = self.deadline if request.deadline is None else request.deadline
+        return wire.unpack(self.shared.read(request, self.read_packed, allowed))
 
     def read_packed(self, request: Request, cancelled: Callable[[], bool] | None = None) -> Packed:
         """The reply as header and payload; `cancelled` is asked now and then while it waits."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -57,6 +58,23 @@ class WorkerSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
     memory_limit: int = 4 << 30
     start_timeout: float = 60.0
+
+
+def with_catalogue(
+    catalogue_path: str | Path,
+    vis_format: str = "auto",
+    videos_low: str | None = None,
+    backend: str = "pyav",
+    memory_limit: int = 4 << 30,
+) -> WorkerSpec:
+    """Workers that read a catalogue; its path is made absolute."""
+    arguments = {
+        "catalogue_path": str(Path(catalogue_path).absolute()),
+        "vis_format": vis_format,
+        "videos_low": None if videos_low is None else str(Path(videos_low).absolute()),
+        "backend": backend,
+    }
+    return WorkerSpec(arguments=arguments, memory_limit=memory_limit)
 
 
 class WorkerProcess:

@@ -36,11 +36,21 @@ from rushes.video.request import (
 )
 
 VERSION = 1
+HEADER = b"rushes-reply"
+"""Key of the reply header in the metadata of an Arrow schema."""
 ALIGNMENT = 64
 SECTIONS = ("arrays", "requested", "times", "status")
 _KINDS: dict[str, type[Output]] = {"frames": Frames, "audio": Audio, "features": Features}
 _PLAIN_DTYPES = "biuf"
 """Kinds of NumPy dtypes that may cross: booleans, integers, floats. Never objects."""
+
+
+class Busy(ServiceError):
+    """A server is full: ask another one, or again in a moment."""
+
+
+_MAX_TEXT = 1000
+"""Characters of one argument of an error; gRPC allows its trailers 8 KiB."""
 
 
 @dataclass(frozen=True)
@@ -199,17 +209,18 @@ def _text(value: Any) -> str:
 
 def encode_error(error: RushesError) -> dict[str, Any]:
     """Class name and arguments of one of our own errors."""
-    reduced = error.__reduce__()
-    return {"type": type(error).__name__, "args": list(reduced[1])}
+    arguments = [arg[:_MAX_TEXT] if isinstance(arg, str) else arg for arg in error.__reduce__()[1]]
+    return {"type": type(error).__name__, "args": arguments}
 
 
 def decode_error(plain: Mapping[str, Any]) -> RushesError:
     """The error that `encode_error` wrote; an unknown class becomes a `ServiceError`."""
-    cls = getattr(errors, str(plain["type"]), None)
+    name = str(plain["type"])
+    cls = Busy if name == "Busy" else getattr(errors, name, None)
     args = [tuple(arg) if isinstance(arg, list) else arg for arg in plain["args"]]
     if isinstance(cls, type) and issubclass(cls, RushesError):
         return cls(*args)
-    return ServiceError(f"{plain['type']}: {args}")
+    return ServiceError(f"{name}: {args}")
 
 
 def encode_info(info: VideoInfo) -> bytes:

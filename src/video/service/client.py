@@ -1,0 +1,263 @@
+"""The client: many servers behind one `read`, each video with a home, none of them indispensable.
+
+Videos are spread over the servers by rendezvous hashing, so that a server keeps seeing the videos
+that it has cached, and losing one moves only its own. Where a server is down, hangs or is slow the
+request goes to the next in the video's order, then to local decoding if the files are at hand.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from hashlib import blake2b
+from typing import TypeVar
+
+from rushes.errors import ConfigError, MissingVideo, RushesError, ServiceError
+from rushes.log import get_logger
+from rushes.video.request import Reply, Request, VideoInfo
+from rushes.video.service import wire
+from rushes.video.service.cache import SharedReads
+from rushes.video.service.jobs import Counters
+from rushes.video.service.pool import PoolReader
+from rushes.video.service.remote import Health, Refused, RemoteServer, Unreachable
+from rushes.video.service.wire import Busy, Packed
+
+log = get_logger(__name__)
+
+Answer = TypeVar("Answer")
+_TICK = 0.1
+_BACKOFF = (0.02, 0.5)
+"""First and longest wait, in seconds, before full servers are asked again."""
+
+
+def home_order(video_id: str, addresses: Sequence[str]) -> list[str]:
+    """Addresses in the order in which a video is asked of them (rendezvous hashing).
+
+    >>> home_order("v1", ["a:1", "b:1"]) == home_order("v1", ["b:1", "a:1"])
+    True
+    """
+    return sorted(
+        addresses,
+        key=lambda address: blake2b(f"{address}\0{video_id}".encode(), digest_size=8).digest(),
+    )
+
+
+class ServiceReader:
+    """Reads from frame servers; every method may be called from many threads.
+
+    Args:
+        addresses: `host:port` of each server.
+        deadline: seconds a read may take where the request does not say.
+        cache_bytes: budget for clips kept on this side.
+        token: known to the servers.
+        tls_ca: PEM of the authority that signed their certificates; None speaks plainly.
+        fallback: opens a local pool when it is first needed; None where the files are not here.
+        health: how the servers are watched.
+
+    Raises:
+        ConfigError: no address, or one that is not `host:port`.
+        ServiceError: a server wants another token.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        deadline: float = 60.0,
+        cache_bytes: int = 0,
+        token: str | None = None,
+        tls_ca: bytes | None = None,
+        fallback: Callable[[], PoolReader] | None = None,
+        health: Health | None = None,
+    ) -> None:
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdigit():
+                raise ConfigError(f"frame server {address!r}: expected host:port")
+        if not addresses:
+            raise ConfigError("frames: flight:// names no server")
+        self.deadline = deadline
+        self.counters = Counters()
+        self.shared = SharedReads(cache_bytes, self.counters) if cache_bytes else None
+        self._open_fallback = fallback
+        self._fallback: PoolReader | None = None
+        self._fallback_lock = threading.Lock()
+        watch = health or Health()
+        self.servers = {a: RemoteServer(a, token, tls_ca, watch) for a in addresses}
+        self._threads = ThreadPoolExecutor(256, thread_name_prefix="rushes-fetch")
+        try:
+            self._look_at_all()
+        except Refused:
+            self.close()
+            raise
+
+    def _look_at_all(self) -> None:
+        looks = [self._threads.submit(server.look) for server in self.servers.values()]
+        for look in looks:
+            look.result()
+        for server in self.servers.values():
+            server.start_watching()
+
+    def submit(self, request: Request) -> Future[Reply]:
+        """Start a read."""
+        return self._threads.submit(self.read, request)
+
+    def read(self, request: Request) -> Reply:
+        """The named arrays, the same to the bit as those of a local reader.
+
+        Raises:
+            VideoError: what the decoding side said of the video.
+            ServiceError: no server answered within the deadline and the files are not here.
+        """
+        allowed = self.deadline if request.deadline is None else request.deadline
+        if self.shared is None:
+            return wire.unpack(self._read_packed(request))
+        return wire.unpack(self.shared.read(request, self._read_packed, allowed))
+
+    def _read_packed(self, request: Request) -> Packed:
+        allowed = self.deadline if request.deadline is None else request.deadline
+        hunt = _Hunt(self, request.video_id, allowed)
+        return hunt.run(
+            lambda server: server.fetch(request, hunt.deadline),
+            lambda pool: pool.read_packed(request),
+        )
+
+    def describe(self, video_id: str) -> VideoInfo:
+        """What a video holds, found by the server that would decode it."""
+        hunt = _Hunt(self, video_id, self.deadline)
+        return hunt.run(
+            lambda server: server.describe(video_id, hunt.deadline),
+            lambda pool: pool.describe(video_id),
+        )
+
+    def start(self, ask: Callable[[RemoteServer], Answer], server: RemoteServer) -> Future[Answer]:
+        """Run one attempt on a thread of its own, so that it can be left alone."""
+        return self._threads.submit(self._attempt, ask, server)
+
+    def _attempt(self, ask: Callable[[RemoteServer], Answer], server: RemoteServer) -> Answer:
+        started = time.monotonic()
+        answer = ask(server)
+        others = [s.latency for s in self.servers.values() if s is not server and s.latency]
+        server.note_latency(time.monotonic() - started, min(others, default=0.0))
+        return answer
+
+    def fallback(self) -> PoolReader | None:
+        """The local pool, opened by the first who needs it; None where there is none."""
+        if self._fallback is None and self._open_fallback is not None:
+            with self._fallback_lock:
+                if self._fallback is None and self._open_fallback is not None:
+                    log.warning("no frame server answers: decoding locally")
+                    try:
+                        self._fallback = self._open_fallback()
+                    except RushesError as error:
+                        log.warning("local decoding is not possible: %s", error)
+                        self._open_fallback = None
+        return self._fallback
+
+    def close(self) -> None:
+        """Close the connections and the local pool."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for server in self.servers.values():
+            server.close()
+        if self._fallback is not None:
+            self._fallback.close()
+
+    def __enter__(self) -> ServiceReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Hunt:
+    """The search for one answer: servers in the video's order, then locally, until a deadline."""
+
+    def __init__(self, reader: ServiceReader, video_id: str, allowed: float) -> None:
+        self.reader, self.video_id, self.allowed = reader, video_id, allowed
+        self.deadline = time.monotonic() + allowed
+        self._second_at = time.monotonic() + allowed / 2
+        self._problems: dict[str, str] = {}
+        self._missing: MissingVideo | None = None
+        self._full = False
+        self._backoff = _BACKOFF[0]
+
+    def run(
+        self, ask: Callable[[RemoteServer], Answer], locally: Callable[[PoolReader], Answer]
+    ) -> Answer:
+        """The first answer; raises what the video deserves or `ServiceError`."""
+        while True:
+            found = self._round(ask)
+            if found is not None:
+                return found
+            remaining = self.deadline - time.monotonic()
+            # Full servers are waited for: decoding here would take the trainer's cores.
+            if not (self._full and remaining > self.allowed / 2):
+                pool = self.reader.fallback()
+                if pool is not None and remaining > 0:
+                    self.reader.counters.add(fallbacks=1)
+                    return locally(pool)
+            if self._missing is not None:
+                raise self._missing
+            if remaining <= self._backoff:
+                raise ServiceError(self._report())
+            time.sleep(self._backoff)
+            self._backoff = min(2 * self._backoff, _BACKOFF[1])
+
+    def _round(self, ask: Callable[[RemoteServer], Answer]) -> Answer | None:
+        """Ask every usable server once; None when none of them had an answer."""
+        self._full, self._missing = False, None
+        waiting = self._servers()
+        underway: dict[Future[Answer], RemoteServer] = {}
+        while time.monotonic() < self.deadline:
+            if not underway or (time.monotonic() > self._second_at and len(underway) == 1):
+                server = next(waiting, None)
+                if server is not None:
+                    underway[self.reader.start(ask, server)] = server
+                elif not underway:
+                    return None
+            done, _ = wait(underway, _TICK, FIRST_COMPLETED)
+            for future in done:
+                answer = self._judged(future, underway.pop(future))
+                if answer is not None:
+                    return answer
+            for future, server in list(underway.items()):
+                if not server.well:
+                    self._problems[server.address] = "stopped answering"
+                    del underway[future]
+        for server in underway.values():
+            self._problems[server.address] = f"no answer in {self.allowed:g} s"
+            server.note_bad(self._problems[server.address])
+        return None
+
+    def _servers(self) -> Iterator[RemoteServer]:
+        servers = self.reader.servers
+        order = [servers[address] for address in home_order(self.video_id, list(servers))]
+        yield from (server for server in order if server.usable)
+        yield from (server for server in order if server.well and not server.usable)  # resting
+        for server in order:
+            if not server.well:
+                self._problems.setdefault(server.address, "not reachable")
+
+    def _judged(self, future: Future[Answer], server: RemoteServer) -> Answer | None:
+        try:
+            return future.result()
+        except Unreachable as error:
+            self._problems[server.address] = str(error)
+            server.note_bad(str(error))
+        except Busy as error:
+            self._problems[server.address] = f"full: {error}"
+            self._full = True
+            self.reader.counters.add(refused_busy=1)
+        except MissingVideo as error:
+            self._missing = error
+        except Refused:
+            raise
+        except ServiceError as error:
+            self._problems[server.address] = str(error)
+        return None
+
+    def _report(self) -> str:
+        tried = "; ".join(f"{address}: {what}" for address, what in self._problems.items())
+        return f"{self.video_id}: no frame server answered within {self.allowed:g} s ({tried})"

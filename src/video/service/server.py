@@ -1,0 +1,267 @@
+"""The network server: Apache Arrow Flight in front of a worker pool.
+
+Handlers only wait and send: a reply's payload goes from its slot to the socket as one record batch
+in C++ code, without the interpreter's lock. What a reply needs besides is in the schema's metadata.
+
+Protocol: `DoGet` of a ticket `{"v": 1, "request": ...}` (msgpack); actions `describe`
+(`{"id", "deadline"}` -> a video info), `hello` (-> window, workers) and `status` (-> JSON). Errors
+carry one of our own errors as msgpack in their extra info. A token is sent as
+`authorization: Bearer ...`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from rushes.errors import ConfigError, RushesError, ServiceError
+from rushes.log import get_logger
+from rushes.video.request import Request
+from rushes.video.service import wire
+from rushes.video.service.admission import Admission
+from rushes.video.service.cache import SharedReads
+from rushes.video.service.pool import PoolReader
+from rushes.video.service.process import WorkerSpec
+from rushes.video.service.wire import Packed, RequestLimits
+
+log = get_logger(__name__)
+
+PAYLOAD = pa.field("payload", pa.uint8(), nullable=False)
+LOCAL_HOSTS = frozenset(("127.0.0.1", "localhost", "::1"))
+Observe = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server listens and what it allows.
+
+    Attributes:
+        host, port: where to listen; port 0 takes a free one.
+        num_workers: decode processes.
+        cache_bytes: budget for decoded clips.
+        token: what clients must know; needed for any host but this machine's own.
+        tls: certificate chain and private key, both PEM.
+        num_slots: replies in memory; None: eight a worker, at least 32.
+        deadline: seconds a read may take where the request does not say.
+        queue: requests of all clients that may be under way; None: eight times the slots.
+        send_timeout: seconds in which a client must take a reply.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8815
+    num_workers: int = 2
+    cache_bytes: int = 0
+    token: str | None = None
+    tls: tuple[bytes, bytes] | None = None
+    num_slots: int | None = None
+    slot_bytes: int = 256 << 20
+    deadline: float = 60.0
+    queue: int | None = None
+    send_timeout: float = 60.0
+    limits: RequestLimits = field(default_factory=RequestLimits)
+
+    @property
+    def location(self) -> str:
+        """URI to listen on."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"grpc{'+tls' if self.tls else ''}://{host}:{self.port}"
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what must not be served or cannot be."""
+        if self.host not in LOCAL_HOSTS and not self.token:
+            raise ConfigError(
+                f"--host {self.host}: without a token only {sorted(LOCAL_HOSTS)} are served; "
+                "give --token-file"
+            )
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            # gRPC would share a taken port with the server that has it, silently.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                raise ConfigError(f"cannot listen on {self.host}:{self.port}: {error}") from error
+
+
+class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuses every call without the token, before anything of it is read."""
+
+    def __init__(self, token: str, refused: Callable[[], None]) -> None:
+        self._expected = f"Bearer {token}".encode()
+        self._refused = refused
+
+    def start_call(self, _info: Any, headers: dict[str, list[str]]) -> None:
+        given = (headers.get("authorization") or [""])[0]
+        if not hmac.compare_digest(given.encode(), self._expected):
+            self._refused()
+            raise flight.FlightUnauthenticatedError("no token or a wrong one")
+
+
+class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Serves one catalogue until `close`.
+
+    Args:
+        spec: how decode workers are started; they know the catalogue.
+        options: see `ServerOptions`.
+        observe: gets the outcome and the seconds of every read.
+
+    Raises:
+        ConfigError: no token for an open interface, or a taken port.
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, options: ServerOptions, observe: Observe | None = None
+    ) -> None:
+        options.check()
+        self.options, self.started = options, time.time()
+        slots = options.num_slots or max(32, 8 * options.num_workers)
+        self.admission = Admission(
+            options.queue or 8 * slots, max(2, slots // 2), options.send_timeout
+        )
+        self.pool = PoolReader(
+            spec,
+            options.num_workers,
+            num_slots=slots,
+            slot_bytes=options.slot_bytes,
+            deadline=options.deadline,
+            patience=None,
+        )
+        self.counters = self.pool.counters
+        self.shared = SharedReads(options.cache_bytes, self.counters)
+        self._observe = observe
+        self._closing = threading.Event()
+        middleware = {}
+        if options.token:
+            middleware["token"] = _TokenCheck(
+                options.token, lambda: self.counters.add(unauthenticated=1)
+            )
+        certificates = {"tls_certificates": [options.tls]} if options.tls else {}
+        try:
+            super().__init__(options.location, middleware=middleware, **certificates)
+        except (pa.ArrowException, OSError) as error:
+            self.pool.close()
+            raise ConfigError(f"cannot serve {options.location}: {error}") from error
+        self._reaper = threading.Thread(target=self._reap, name="rushes-reaper", daemon=True)
+        self._reaper.start()
+
+    def do_get(self, context: Any, ticket: Any) -> Any:
+        """Stream one reply."""
+        started = time.monotonic()
+        outcome = "ok"
+        try:
+            return self._read(context, ticket.ticket)
+        except RushesError as error:
+            outcome = _outcome(error)
+            raise _as_flight(error) from None
+        finally:
+            if self._observe is not None:
+                self._observe(outcome, time.monotonic() - started)
+
+    def _read(self, context: Any, ticket: bytes) -> Any:
+        peer = context.peer()
+        request = self._decoded(ticket)
+        self.options.limits.check(request)
+        allowed = request.deadline or self.options.deadline
+
+        def decode(wanted: Request) -> Packed:
+            return self.pool.read_packed(wanted, context.is_cancelled)
+
+        with self.admission.admitted(peer):
+            packed = self.shared.read(request, decode, allowed)
+            self.counters.add(bytes_sent=packed.payload.nbytes)
+            return self._stream(peer, packed)
+
+    @staticmethod
+    def _decoded(ticket: bytes) -> Request:
+        plain = wire.unpackb(ticket)
+        if not isinstance(plain, dict) or plain.get("v") != wire.VERSION:
+            raise ServiceError(f"this server speaks version {wire.VERSION} of the protocol")
+        return wire.decode_request(plain.get("request"))
+
+    def _stream(self, peer: str, packed: Packed) -> Any:
+        view = self.admission.sending(peer, packed.payload)
+        column = pa.UInt8Array.from_buffers(pa.uint8(), view.size, [None, pa.py_buffer(view)])
+        schema = pa.schema([PAYLOAD], metadata={wire.HEADER: packed.header})
+        batch = pa.record_batch([column], schema=schema)
+        return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(schema, [batch]))
+
+    def do_action(self, context: Any, action: Any) -> Any:
+        """`describe`, `hello`, `status`."""
+        try:
+            return [self._act(context.peer(), action.type, action.body.to_pybytes())]
+        except RushesError as error:
+            raise _as_flight(error) from None
+
+    def _act(self, peer: str, kind: str, body: bytes) -> bytes:
+        if kind == "hello":
+            known = {"window": self.admission.window, "workers": self.options.num_workers}
+            greeting: bytes = msgpack.packb(known)
+            return greeting
+        if kind == "status":
+            return json.dumps(self.status()).encode()
+        if kind == "describe":
+            plain = wire.unpackb(body)
+            video_id, deadline = plain["id"], plain.get("deadline")
+            wire.check_id(video_id)
+            with self.admission.admitted(peer):
+                return wire.encode_info(self.pool.describe(video_id, deadline))
+        raise ServiceError(f"no action {kind[:80]!r}; known: describe, hello, status")
+
+    def status(self) -> dict[str, Any]:
+        """What the server is doing, in plain values."""
+        waiting, sending = self.admission.under_way()
+        return {
+            "version": wire.VERSION,
+            "uptime_seconds": round(time.time() - self.started, 3),
+            "pid": os.getpid(),
+            "workers": self.pool.worker_pids(),
+            "requests_waiting": waiting,
+            "replies_being_sent": sending,
+            "queue_depth": len(self.pool.jobs),
+            "slots": self.pool.slots.num_slots,
+            "slots_free": self.pool.slots.num_free,
+            "cache_bytes": self.shared.cache.nbytes,
+            "cache_budget": self.shared.cache.budget,
+            "cached_clips": len(self.shared.cache),
+            "quarantined": self.pool.quarantine.videos(),
+            "counters": self.counters.get(),
+        }
+
+    def _reap(self) -> None:
+        while not self._closing.wait(min(1.0, self.options.send_timeout / 4)):
+            self.counters.add(disconnected=len(self.admission.disconnect_slow()))
+
+    def close(self) -> None:
+        """Stop listening, fail what waits, kill the workers."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self.pool.close()
+        self.admission.disconnect_slow(limit=0.0)
+        self.shutdown()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _outcome(error: RushesError) -> str:
+    return "busy" if isinstance(error, wire.Busy) else str(getattr(error, "reason", "service"))
+
+
+def _as_flight(error: RushesError) -> Exception:
+    text = str(error)[:1000].encode("ascii", "replace").decode()
+    failed: Exception = flight.FlightServerError(
+        text, extra_info=msgpack.packb(wire.encode_error(error))
+    )
+    return failed
