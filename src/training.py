@@ -45,6 +45,7 @@ class StepLoader(Protocol):
 
     bad: list[BadVideo]
 
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps an epoch."""
         ...

@@ -163,6 +163,7 @@ class ToyLoader:
         self.bad: list[BadVideo] = []
         self.honoured: set[tuple[int, int]] = set()
 
+    @property
     def steps_per_epoch(self) -> int:
         """Whole steps only."""
         return self.size // (self.micro * self.config.train.accumulation)
@@ -176,7 +177,7 @@ class ToyLoader:
             step += 1
 
     def _micro(self, step: int, number: int) -> Batch:
-        epoch, within = divmod(step, self.steps_per_epoch())
+        epoch, within = divmod(step, self.steps_per_epoch)
         generator = torch.Generator().manual_seed(self.config.seed * 1000 + epoch)
         order = torch.randperm(self.size, generator=generator).tolist()
         start = (within * self.config.train.accumulation + number) * self.micro

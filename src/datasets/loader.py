@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,8 @@ from rushes.datasets.collate import BadVideo, Sample, collate, stable_key
 from rushes.datasets.permutation import permute
 from rushes.datasets.samples import VideoTextDataset
 from rushes.distributed import World
-from rushes.errors import ConfigError, VideoError
+from rushes.errors import ConfigError, VideoError, VideoReason
 
-KNOWN_BAD = VideoError("", "failed at an earlier step")
 """Stands for the reason of a slot that is not tried again."""
 
 
@@ -133,20 +133,16 @@ class TrainLoader:
         self._rank, self._size = world.rank, world.size
         self.data_wait = 0.0
         self.bad: list[BadVideo] = []
-        self._bad_since: dict[str, int] = {}
+        self._honoured: dict[tuple[str, int, int], BadVideo] = {}
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps an epoch: as many samples pass as all data sets hold."""
         return self.plan.steps_per_epoch
 
-    def failures(self) -> dict[str, dict[str, str]]:
-        """Why samples of this rank failed: sample id -> video, reason, detail."""
-        return {b.id: {"video": b.video, "reason": b.reason, "detail": b.detail} for b in self.bad}
-
-    def mark_bad(self, since: Mapping[str, int]) -> None:
-        """Samples that fail without being tried from step `since[id]` (from 1) on."""
-        self._bad_since = dict(since)
+    def honour(self, known: Iterable[BadVideo]) -> None:
+        """Slots that failed before a resume fail again without being tried."""
+        self._honoured.update({(bad.dataset, bad.epoch, bad.index): bad for bad in known})
 
     def close(self) -> None:
         """Close the readers of the data sets."""
@@ -203,16 +199,16 @@ class TrainLoader:
         dataset = self.datasets[position.dataset]
         index, epoch = position.index, position.epoch
         prefix = f"{dataset.name}/" if len(self.datasets) > 1 else ""
-        if self._bad_since:
-            name = prefix + dataset.sample_id(index)
-            if self._bad_since.get(name, position.step + 2) <= position.step + 1:
-                return _named(dataset.failed_sample(index, epoch, KNOWN_BAD), prefix)
+        known = self._honoured.get((dataset.name, epoch, index))
+        if known is not None:
+            error = VideoError(known.video, known.detail, cast(VideoReason, known.reason))
+            return _named(dataset.failed_sample(index, epoch, error), prefix)
         return _named(dataset.sample(index, epoch), prefix)
 
     def _note(self, made: Sequence[Sequence[Sample]]) -> None:
         """Keep and report why samples failed."""
         for sample in (sample for part in made for sample in part):
-            if sample.error is not None and sample.error.detail != KNOWN_BAD.detail:
+            if sample.error is not None:
                 self.bad.append(sample.error)
                 if self.on_bad is not None:
                     self.on_bad(sample.error)
