@@ -84,7 +84,8 @@ def retrieval_queries(records: Sequence[Record], protocol: Protocol) -> Queries:
     Args:
         protocol: "clip": one query a stretch, its first caption, where captions with spans of their
             own are stretches of their own; "paragraph": all captions of a record as one text
-            against its whole stretch; "multi_caption": each caption is a query of its own.
+            against its whole stretch (those without spans, where there are such);
+            "multi_caption": each caption is a query of its own.
 
     Raises:
         MetricError: no record has a caption.
@@ -107,7 +108,8 @@ def _asked(record: Record, protocol: Protocol) -> list[tuple[Record, str]]:
     if not captions:
         return []
     if protocol == "paragraph":
-        return [(record, " ".join(s.text.strip() for s in captions))]
+        whole = [s for s in captions if s.start is None and s.end is None] or captions
+        return [(record, " ".join(s.text.strip() for s in whole))]
     if protocol == "clip":
         return [(_stretch(record, s), s.text) for s in captions]
     return [(record, s.text) for s in captions]

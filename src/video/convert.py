@@ -6,6 +6,7 @@ rotation comes last, on the small result.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
@@ -162,7 +163,10 @@ def _crop_graph(frame: Any, top: int, left: int, height: int, width: int) -> Any
     graph = av.filter.Graph()
     graph.threads = 1
     source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+        width=frame.width,
+        height=frame.height,
+        format=frame.format,
+        time_base=frame.time_base or Fraction(1, 1000),
     )
     crop = graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1")
     sink = graph.add("buffersink")
