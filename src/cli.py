@@ -30,7 +30,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("rushes.video.plan", "predict decode cost and recommend how to prepare"),
     "prepare": Command("rushes.video.prepare", "compress raw videos to training-friendly files"),
     "store": Command("rushes.video.store_build", "put prepared footage into an LMDB store"),
-    "serve-frames": Command("rushes.video.service.server", "run the frame decoding service"),
+    "serve-frames": Command("rushes.video.service.command", "run the frame decoding service"),
     "annotations": Command("rushes.datasets.annotations", "convert, check, shard annotations"),
     "storage": Command("rushes.storage", "make and check the storage folder"),
     "config": Command("rushes.configs.importer", "show a preset, or import an old one"),
