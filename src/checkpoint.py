@@ -50,7 +50,8 @@ class Progress:
         without_improvement: validations since then.
         stopped: early stop has ended the run.
         metrics: the last validation.
-        bad: slots whose video failed, as `rushes.failures` writes them.
+        bad: sample id -> first optimiser step (from 1) at which it failed; it counts as failed
+            from there on.
         global_batch: samples an optimiser step over all ranks.
         micro_batch: samples of all ranks in one micro-step.
     """
@@ -65,7 +66,7 @@ class Progress:
     without_improvement: int = 0
     stopped: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
-    bad: list[dict[str, Any]] = field(default_factory=list)
+    bad: dict[str, int] = field(default_factory=dict)
     global_batch: int = 0
     micro_batch: int = 0
 

@@ -38,7 +38,7 @@ from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.distributed import World
 from rushes.errors import CheckpointError, ConfigError
-from rushes.failures import FILE, BadSamples
+from rushes.failures import FILE, BadSamples, failure_limit
 from rushes.log import get_logger
 from rushes.meters import METRICS, Meters
 from rushes.optim import make_optimizer
@@ -75,12 +75,13 @@ class Session:
         self.total_steps = total_steps(config, self.steps_per_epoch)
         self.dtype = resolve_precision(config.train.precision, world.device)
         self.optimizer = make_optimizer(model, config.optim, config.model.compat)
-        self.bad = BadSamples(run_folder / FILE, world)
-        self.reported = 0  # failures of this rank's loader that have been recorded
         with contextlib.ExitStack() as stack:
             if world.is_main:
                 stack.enter_context(_take_lock(run_folder))
             self.progress = self._restore()
+            samples = self.progress.global_batch * self.steps_per_epoch
+            limit = failure_limit(config.data.failure_budget, samples)
+            self.bad = BadSamples(run_folder / FILE, world, limit)
             self.bad.restore(self.progress.bad)
             self._begun = time.monotonic() - self.progress.seconds
             self._saved_step = self.progress.step
@@ -146,7 +147,7 @@ class Session:
         if cadence:
             self.progress.checkpoints += 1
         self.progress.seconds = time.monotonic() - self._begun
-        self.progress.bad = self.bad.to_json()
+        self.progress.bad = dict(self.bad.since)
         self._saved_step = self.progress.step
         if self._writer is not None:
             plain = config_to_json(self.config)

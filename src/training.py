@@ -10,7 +10,7 @@ checkpoint of the run folder wins over the weights that the model came with.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,7 +21,6 @@ from torch import nn
 from rushes.checkpoint import find_checkpoint, read_progress
 from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
-from rushes.datasets.collate import BadVideo
 from rushes.distributed import World
 from rushes.errors import ConfigError, NonFiniteLoss
 from rushes.log import get_logger
@@ -37,25 +36,24 @@ Validate = Callable[[nn.Module, int], Mapping[str, float]]
 
 
 class StepLoader(Protocol):
-    """What the loop needs of a loader; position is a step number, so that resume is O(1).
-
-    Attributes:
-        bad: samples of this rank that failed, appended to before their batch is handed out.
-    """
-
-    bad: list[BadVideo]
+    """What the loop needs of a loader; position is a step number, so that resume is O(1)."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps an epoch."""
         ...
 
-    def batches(self, start_step: int = 0) -> Iterator[list[Batch]]:
-        """Micro-batches of this rank for optimiser step `start_step` (from 0) and all after it."""
+    def batches(self, start_step: int) -> Iterator[list[Batch]]:
+        """Micro-batches of this rank for optimiser steps `start_step`, `start_step + 1`, ... (from
+        0), over epoch after epoch without end."""
         ...
 
-    def honour(self, known: Iterable[BadVideo]) -> None:
-        """Slots that failed before fail again without being tried."""
+    def failures(self) -> Mapping[str, Mapping[str, str]]:
+        """Why samples failed: sample id -> video, reason, detail."""
+        ...
+
+    def mark_bad(self, since: Mapping[str, int]) -> None:
+        """Samples that need no decoding from step `since[id]` (from 1) on: they have failed."""
         ...
 
 
@@ -126,14 +124,14 @@ def train(
 
     Raises:
         NonFiniteLoss: more steps had NaN or infinity than `train.nonfinite_budget`.
-        FailureBudgetExceeded: more samples failed than `data.failure_budget` (by the loader).
+        FailureBudgetExceeded: more samples failed than `data.failure_budget`.
         CheckpointError: the run folder is another run's, or in use.
         SystemExit: status 143 after SIGTERM, once the state is saved.
     """
     torch.set_num_threads(config.train.num_threads or torch.get_num_threads())
     session = Session(model, config, world, run_folder, loader.steps_per_epoch, extras)
     progress = session.progress
-    loader.honour(session.bad.known.values())
+    loader.mark_bad(session.bad.since)
     model.train()
     with session, StopSignal() as stop:
         batches = iter(()) if session.ended else loader.batches(progress.step)
@@ -173,10 +171,7 @@ def train_step(
     step = session.progress.step + 1
 
     batches = [batch.to(world.device, non_blocking=True) for batch in batches]
-    counts, failed = count_valid(world, batches)
-    if failed:
-        session.bad.record(step, loader.bad[session.reported :])
-        session.reported = len(loader.bad)
+    batches, counts = vetted(session, batches, step, loader)
     session.measure_flops(batches[0])
 
     rates = set_learning_rates(
@@ -206,6 +201,25 @@ def trainable(model: nn.Module) -> Trainable:
     assert hasattr(model, "encode"), "the loop trains modules that encode and own objectives"
     assert hasattr(model, "objectives")
     return model  # type: ignore[return-value]
+
+
+def vetted(
+    session: Session, batches: list[Batch], step: int, loader: StepLoader
+) -> tuple[list[Batch], list[int]]:
+    """The batches with known bad samples marked, new ones recorded, and valid counts by micro-step
+    over all ranks."""
+    bad = session.bad
+    batches = bad.enforce(batches, step)
+    counts, failed = count_valid(session.world, batches)
+    known = len(bad.since)
+    if failed:
+        bad.record(batches, step, loader.failures())
+    if len(bad.since) > known:
+        # The same sample may stand twice in one step, and have failed only once.
+        batches = bad.enforce(batches, step)
+        counts, _ = count_valid(session.world, batches)
+        loader.mark_bad(bad.since)
+    return batches, counts
 
 
 def skip_step(session: Session, report: StepReport, batches: list[Batch]) -> None:
