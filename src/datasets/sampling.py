@@ -9,15 +9,20 @@ stretch instead. Without a generator the plan is the deterministic one of evalua
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from rushes.configs.schema import ClipConfig
 from rushes.datasets.clips import Clip, Timeline
 from rushes.errors import ConfigError
+from rushes.video.request import TIME_SLACK
 
 __all__ = ["Clip", "Timeline", "plan_clips", "published_centres", "published_stride"]
 
+_INSTANT = 2e-6
+"""Seconds that make the frame at a stretch's end part of it."""
 Times = npt.NDArray[np.float64]
 
 
@@ -49,6 +54,7 @@ def plan_clips(
         )
     if num_clips < 1:
         raise ConfigError(f"clips.num_clips={num_clips}: expected 1 or more")
+    timeline = _reach_a_centre(timeline)
     if config.sampling == "frames" and config.span == "stride":
         times = _frames_plan(timeline, config, num_clips, generator)
         spacing = _frame_spacing(timeline)
@@ -93,6 +99,18 @@ def _stretch(timeline: Timeline) -> tuple[float, float]:
     return start, max(start, end)
 
 
+def _reach_a_centre(timeline: Timeline) -> Timeline:
+    """A stretch without any of the store's centres, widened to the nearest one."""
+    if timeline.centre_times is None or not len(timeline.centre_times):
+        return timeline
+    start, end = _stretch(timeline)
+    grid = np.asarray(timeline.centre_times, dtype=np.float64)
+    if np.any((grid >= start) & (grid <= end)):
+        return timeline
+    nearest = float(grid[np.argmin(np.abs(grid - (start + end) / 2))])
+    return replace(timeline, start=min(start, nearest), end=max(end, nearest + _INSTANT))
+
+
 def _frame_spacing(timeline: Timeline) -> float:
     assert timeline.frame_times is not None
     return timeline.duration / max(1, len(timeline.frame_times))
@@ -110,7 +128,7 @@ def _frames_plan(
     inside = inside[first:last]
     total, neighbours = len(inside), (config.num_frames - 1) // 2
     stride = published_stride(total, num_clips, config.num_frames, config.stride)
-    centres = _frame_centres(timeline, inside, num_clips, neighbours * stride, generator)
+    centres = _frame_centres(timeline, inside, first, num_clips, neighbours * stride, generator)
     if centres is None:
         low, high = neighbours * stride, total - neighbours * stride
         if generator is None:
@@ -127,6 +145,7 @@ def _frames_plan(
 def _frame_centres(
     timeline: Timeline,
     inside: Times,
+    first: int,
     num_clips: int,
     margin: int,
     generator: np.random.Generator | None,
@@ -134,7 +153,9 @@ def _frame_centres(
     """Centres on a store's grid as frame indices; None where every frame may be a centre."""
     if timeline.centre_times is None:
         return None
-    grid = np.searchsorted(inside, np.asarray(timeline.centre_times) + 1e-6, side="right") - 1
+    assert timeline.frame_times is not None
+    moments = np.asarray(timeline.centre_times) + TIME_SLACK
+    grid = np.searchsorted(timeline.frame_times, moments, side="right") - 1 - first
     on_grid = np.unique(grid[(grid >= 0) & (grid < len(inside))])
     fitting = on_grid[(on_grid >= margin) & (on_grid < len(inside) - margin)]
     chosen = fitting if len(fitting) else on_grid
@@ -181,7 +202,7 @@ def _spread(count: int, generator: np.random.Generator | None) -> Times:
 
 
 def _grid(timeline: Timeline, low: float, high: float) -> Times | None:
-    """The centre times within [low, high]; all within the stretch, or all, where there are none."""
+    """The centre times within [low, high], else those within the stretch; None for no store."""
     if timeline.centre_times is None or not len(timeline.centre_times):
         return None
     grid = np.asarray(timeline.centre_times, dtype=np.float64)
@@ -190,8 +211,7 @@ def _grid(timeline: Timeline, low: float, high: float) -> Times | None:
         within = grid[(grid >= bottom) & (grid <= top)]
         if len(within):
             return within
-    middle = (start + end) / 2
-    return grid[[int(np.argmin(np.abs(grid - middle)))]]
+    raise AssertionError("the stretch was widened to hold a centre")
 
 
 def _snap(centres: Times, grid: Times) -> Times:

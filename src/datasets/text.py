@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tokenizers.trainers import WordPieceTrainer
 from rushes.errors import ConfigError
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_LETTERS = 1000
+"""Letters in a trained vocabulary; rarer ones become [UNK]."""
 IGNORE = -100
 """Label of a token that is not predicted."""
 
@@ -129,21 +132,44 @@ class TextTokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     """Train an uncased WordPiece with BERT's specials and write it to `folder`.
 
-    The same texts in any order give the same tokenizer: WordPiece breaks ties by what it saw, so
-    the texts are sorted first.
+    The same texts in any order give the same tokenizer. The trainer numbers the letters that go on
+    a word (`##a`) in the order of a randomised hash table, and breaks ties by those numbers; so they
+    are given to it, sorted, among the special tokens, and only its vocabulary is kept.
 
     Args:
         texts: training texts.
         vocab_size: upper limit; small corpora give fewer.
         folder: made if absent.
     """
-    tokenizer = _bert_pipeline(models.WordPiece(unk_token="[UNK]"))
+    distinct = sorted(set(texts))
+    if not distinct:
+        raise ConfigError("there are no training texts to train a tokenizer on")
+    learner = _bert_pipeline(models.WordPiece(unk_token="[UNK]"))
+    letters = _letters(learner, distinct)
     trainer = WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(BERT_SPECIALS), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[*BERT_SPECIALS, *(f"##{letter}" for letter in letters)],
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    learner.train_from_iterator(distinct, trainer)
+    vocabulary = models.WordPiece(learner.get_vocab(), unk_token="[UNK]")
+    tokenizer = _bert_pipeline(vocabulary)
+    tokenizer.add_special_tokens(list(BERT_SPECIALS))
     _add_frame(tokenizer)
     TextTokenizer(tokenizer, max_length=512).save(folder)
+
+
+def _letters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """The commonest letters of the texts, sorted."""
+    normalizer = tokenizer.normalizer
+    assert normalizer is not None
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    kept = sorted(counts, key=lambda letter: (-counts[letter], letter))[:MAX_LETTERS]
+    return sorted(letter for letter in kept if not letter.isspace())
 
 
 def load_tokenizer(source: str | Path, max_length: int) -> TextTokenizer:
