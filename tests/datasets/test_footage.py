@@ -72,7 +72,10 @@ def seen_at(picture: Pixels, thing: Thing) -> tuple[float, float, float]:
     distance = np.abs(picture.astype(int) - np.array(COLORS[thing.color])).sum(axis=2)
     mask = (distance < 110).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    ys, xs = np.nonzero(mask)
+    # Bright stains of other badges pass for white: keep the large pieces only.
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    ys, xs = np.nonzero(np.isin(labels, 1 + np.nonzero(areas >= 0.15 * areas.max())[0]))
     assert len(xs) > 400, f"no {thing.color} {thing.shape} in sight"
     left, right = np.quantile(xs, [0.005, 0.995])
     top, bottom = np.quantile(ys, [0.005, 0.995])
