@@ -130,7 +130,9 @@ class Contrastive:
             return {f"{name}_loss": (video.sum() + text.sum()) * 0.0}
         place = valid.cumsum(0) - 1
         owner = place[owner[texts]]
-        scores = text[texts] @ video[videos].t()
+        # In bfloat16 a cosine has steps of 0.004, and a temperature multiplies them by 20.
+        with torch.autocast(video.device.type, enabled=False):
+            scores = text[texts] @ video[videos].t()
         negative = losses.true_negatives(owner, video_key[videos], text_key[texts])
         loss = self._loss(scores, owner, negative)
         with torch.no_grad():
