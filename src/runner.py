@@ -1,0 +1,337 @@
+"""One road from a configuration to a run folder, shared by all runners.
+
+A runner names its task; the rest is the same for all: tokenizer, data, model, starting weights,
+training with validation, and judging the best checkpoint on the test split into `results.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rushes.checkpoint import resolve_checkpoint, write_atomically
+from rushes.configs.load import config_to_json, load_config
+from rushes.configs.schema import RunConfig
+from rushes.datasets.build import (
+    FrameSources,
+    build_answers,
+    build_eval_loaders,
+    build_tokenizer,
+    build_train_loader,
+    evaluation_sets,
+    mount_folder,
+    open_dataset_records,
+    read_answers,
+    resolve_path,
+)
+from rushes.datasets.loader import EvalLoader
+from rushes.datasets.record import Record
+from rushes.datasets.text import TextTokenizer
+from rushes.distributed import World, run_main
+from rushes.errors import ConfigError
+from rushes.evaluation import evaluate, write_predictions
+from rushes.judge_masked import evaluate_masked
+from rushes.log import get_logger
+from rushes.modeling.build import build_model
+from rushes.modeling.model import VideoTextModel
+from rushes.modeling.weights import load_weights, start_weights
+from rushes.protocols import Evaluation
+from rushes.training import elastic_config, train
+
+log = get_logger(__name__)
+
+RESULTS = "results.json"
+ANSWERS = "answers.json"
+
+
+def main(argv: Sequence[str], program: str, accept: Callable[[RunConfig], RunConfig]) -> int:
+    """Run what `argv` asks for; returns an exit code.
+
+    Args:
+        program: name in the help text.
+        accept: the configuration as this runner takes it; raises `ConfigError` where it is not one
+            of this runner's.
+    """
+
+    def body(world: World) -> int:
+        run(accept(load_config(argv, program)), world)
+        return 0
+
+    return run_main(body)
+
+
+def run(config: RunConfig, world: World) -> dict[str, Any]:
+    """Train and judge (or only judge) with one or several seeds; returns the results."""
+    if config.train.num_threads:
+        torch.set_num_threads(config.train.num_threads)
+    folder = output_folder(config)
+    if config.seeds == 1 or config.inference.enabled:
+        return _run_one(config, world, folder)
+    every = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        every.append(_run_one(replace(config, seed=seed, seeds=1), world, folder / f"seed_{seed}"))
+    summary = {"seeds": every, **spread(every)}
+    if world.is_main:
+        write_json(folder / RESULTS, summary)
+    return summary
+
+
+def _run_one(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
+    if config.dry_run:
+        from rushes.dry_run import dry_run
+
+        return dry_run(config, world, folder)
+    if config.inference.enabled:
+        return infer(config, world, folder)
+    finished = folder / RESULTS
+    if config.train.resume and _is_finished(finished, config):
+        log.info("finished before with this configuration: %s", finished)
+        results: dict[str, Any] = json.loads(finished.read_text("utf-8"))
+        return results
+    return train_and_judge(config, world, folder)
+
+
+@dataclass
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        answers: label of each answer, for open-ended questions.
+        train_records: where majority answers are counted.
+    """
+
+    config: RunConfig
+    world: World
+    folder: Path
+    tokenizer: TextTokenizer
+    answers: dict[str, int]
+    sources: FrameSources
+    model: VideoTextModel
+    train_records: Sequence[Record] = ()
+
+    def loaders(self, split: str) -> list[EvalLoader]:
+        """Evaluation loaders of a split."""
+        return build_eval_loaders(
+            self.config,
+            split,
+            self.world,
+            self.tokenizer,
+            sources=self.sources,
+            answers=self.answers,
+        )
+
+    def judge(self, loader: EvalLoader) -> Evaluation:
+        """The figures of the run's task on one data set."""
+        self.model.eval()
+        names = {objective.name for objective in self.config.objectives}
+        if self.config.task == "pretrain" and names <= {"masked_language", "matching"}:
+            return evaluate_masked(self.model, loader, self.world, self.config)
+        return evaluate(
+            self.model, loader, self.world, self.config, train_records=self.train_records
+        )
+
+
+def assemble(config: RunConfig, world: World, folder: Path, *, weights: bool = True) -> Parts:
+    """Tokenizer, answers, readers and model, with the starting weights that the config names."""
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    world.barrier()
+    tokenizer = build_tokenizer(config, world, folder / "tokenizer")
+    answers: dict[str, int] = {}
+    if config.task == "open_ended_qa":
+        answers = _answers(config, folder)
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config, vocab_size=tokenizer.vocab_size, num_answers=len(answers) or None
+    ).to(world.device)
+    if weights:
+        start_weights(model, mount_folder(config))
+    world.broadcast_parameters(model)
+    records: list[Record] = []
+    if config.task in ("open_ended_qa", "multiple_choice_qa"):
+        for dataset in config.data.train:
+            records.extend(open_dataset_records(config, dataset))
+    sources = FrameSources(config, world)
+    return Parts(config, world, folder, tokenizer, answers, sources, model, records)
+
+
+def train_and_judge(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
+    """Train to the end, then judge the best checkpoint on the test split."""
+    config = elastic_config(config, world, folder)
+    parts = assemble(config, world, folder)
+    loader = build_train_loader(
+        config, world, parts.tokenizer, sources=parts.sources, answers=parts.answers
+    )
+    validate = None
+    if config.data.validation:
+        loaders = parts.loaders("validation")
+
+        def validate(model: nn.Module, step: int) -> Mapping[str, float]:  # noqa: ARG001
+            return flat_metrics([parts.judge(loader) for loader in loaders])
+
+    def extras(checkpoint: Path) -> None:
+        parts.tokenizer.save(checkpoint / "tokenizer")
+        if parts.answers:
+            write_json(checkpoint / ANSWERS, parts.answers)
+
+    outcome = train(parts.model, loader, config, world, folder, validate=validate, extras=extras)
+    results: dict[str, Any] = {
+        "task": config.task,
+        "run_name": config.run_name,
+        "seed": config.seed,
+        "steps": outcome.step,
+        "best_step": outcome.best_step,
+        "validation": dict(outcome.metrics),
+    }
+    if outcome.checkpoint is not None:
+        load_weights(parts.model, outcome.checkpoint, partial=False)
+        _link_best(folder, world)
+    if config.data.test:
+        results.update(judge_split(parts, "test"))
+    if world.is_main:
+        write_json(folder / RESULTS, {**results, "config": config_to_json(config)})
+    parts.sources.close()
+    world.barrier()
+    return results
+
+
+def infer(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
+    """Judge a finished run (or the weights that the config names) on a split.
+
+    Writes `inference/<task>_<split>_<step>/results.json` and `predictions/<split>.jsonl`.
+    """
+    own = (folder / "checkpoints").is_dir()
+    step = config.inference.step if own else "weights"
+    if own:
+        checkpoint = resolve_checkpoint(folder, config.inference.step)
+        weights = replace(config.model.weights, model=str(checkpoint.absolute()))
+        config = replace(config, model=replace(config.model, weights=weights))
+    elif not config.model.weights.model:
+        raise ConfigError(
+            f"{folder} holds no checkpoints and model.weights.model is not set: nothing to judge"
+        )
+    parts = assemble(config, world, folder)
+    split = config.inference.split
+    results: dict[str, Any] = {"task": config.task, "split": split, "step": step}
+    results.update(judge_split(parts, split))
+    if world.is_main:
+        place = folder / "inference" / f"{config.task}_{split}_{step}"
+        write_json(place / RESULTS, {**results, "config": config_to_json(config)})
+        log.info("%s", place / RESULTS)
+    parts.sources.close()
+    world.barrier()
+    return results
+
+
+def judge_split(parts: Parts, split: str) -> dict[str, Any]:
+    """Figures of every data set of a split; predictions go to the run folder.
+
+    One data set gives its figures plainly; of several, each stands under its name.
+    """
+    sets = evaluation_sets(parts.config, split)
+    results: dict[str, Any] = {}
+    for dataset, loader in zip(sets, parts.loaders(split), strict=True):
+        judged = parts.judge(loader)
+        named = split if len(sets) == 1 else f"{split}_{dataset.name}"
+        if parts.world.is_main:
+            write_predictions(parts.folder, named, judged.rows)
+        found = {**judged.metrics, "unreadable": judged.unreadable}
+        results.update(found if len(sets) == 1 else {dataset.name: found})
+        if judged.unreadable:
+            log.warning(
+                "%s: %d videos could not be read: %s",
+                dataset.name,
+                len(judged.unreadable),
+                judged.unreadable[:10],
+            )
+    return results
+
+
+def flat_metrics(judged: Sequence[Evaluation]) -> dict[str, float]:
+    """Scores by dotted name; the first data set's without a prefix, further ones under theirs."""
+    out: dict[str, float] = {}
+    for number, evaluation in enumerate(judged):
+        prefix = "" if number == 0 else f"set{number}."
+        out.update({prefix + name: value for name, value in flatten(evaluation.metrics).items()})
+        if number == 0 and evaluation.key:
+            out.setdefault("key", _lookup(evaluation.metrics, evaluation.key))
+    return out
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of nested dictionaries by dotted name."""
+    out: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{prefix}{name}."))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            out[prefix + name] = float(value)
+    return out
+
+
+def spread(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation of each score over seeds."""
+    tables = [flatten(results) for results in every]
+    shared = [name for name in tables[0] if all(name in table for table in tables)]
+    mean, deviation = {}, {}
+    for name in shared:
+        values = [table[name] for table in tables]
+        mean[name] = statistics.fmean(values)
+        deviation[name] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": mean, "standard_deviation": deviation}
+
+
+def output_folder(config: RunConfig) -> Path:
+    """The run folder: `output_dir` (relative to the data mount only when it begins with data/)."""
+    path = Path(config.output_dir)
+    if not path.is_absolute() and path.parts[:1] == ("data",):
+        path = resolve_path(config, path)
+    return path / config.run_name if config.run_name else path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one piece, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _answers(config: RunConfig, folder: Path) -> dict[str, int]:
+    """The answer vocabulary: the one stored with the starting weights when judging, else built."""
+    if config.inference.enabled:
+        start = Path(config.model.weights.model or "")
+        for place in (start, folder / "checkpoints" / "best", folder):
+            if (place / ANSWERS).is_file():
+                return read_answers(place / ANSWERS)
+    return build_answers(config)
+
+
+def _is_finished(path: Path, config: RunConfig) -> bool:
+    if not path.is_file():
+        return False
+    stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return bool(stored.get("config") == config_to_json(config))
+
+
+def _link_best(folder: Path, world: World) -> None:
+    """`RUN/best` and `RUN/last`, the short names that people type."""
+    if not world.is_main:
+        return
+    for name in ("best", "last"):
+        link = folder / name
+        if (folder / "checkpoints" / name).is_dir() and not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path("checkpoints") / name, target_is_directory=True)
+
+
+def _lookup(values: Mapping[str, Any], path: str) -> float:
+    found: Any = values
+    for part in path.split("."):
+        found = found[part]
+    return float(found)
