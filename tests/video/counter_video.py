@@ -93,10 +93,26 @@ RECIPES = (
     Recipe("hevc_10bit.mkv", "libx265", pixel_format="yuv420p10le", options=_X265),
     Recipe("vp8.webm", "libvpx", options=_VPX),
     Recipe("vp9.webm", "libvpx-vp9", options={**_VPX, "lag-in-frames": "10"}),
-    Recipe("vp9_altref.webm", "libvpx-vp9", gop=30, options={"deadline": "good", "cpu-used": "5",
-           "auto-alt-ref": "1", "lag-in-frames": "16", "b": "500k"}),  # fmt: skip
-    Recipe("av1.mp4", "libsvtav1", width=192, height=128, frames=40,
-           options={"preset": "12", "crf": "20", "svtav1-params": "lp=1"}),  # fmt: skip
+    Recipe(
+        "vp9_altref.webm",
+        "libvpx-vp9",
+        gop=30,
+        options={
+            "deadline": "good",
+            "cpu-used": "5",
+            "auto-alt-ref": "1",
+            "lag-in-frames": "16",
+            "b": "500k",
+        },
+    ),  # fmt: skip
+    Recipe(
+        "av1.mp4",
+        "libsvtav1",
+        width=192,
+        height=128,
+        frames=40,
+        options={"preset": "12", "crf": "20", "svtav1-params": "lp=1"},
+    ),  # fmt: skip
     Recipe("mpeg4_b.avi", "mpeg4", bframes=2, options={"qscale": "3", "b": "2M"}),
     Recipe("mpeg4.mp4", "mpeg4", bframes=2, options={"b": "2M"}),
     Recipe("mpeg2.ts", "mpeg2video", bframes=2, options={"b": "3M"}),

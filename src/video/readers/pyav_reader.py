@@ -219,12 +219,16 @@ class PyAVReader:
             cost=cost,
         )
 
-    def close(self) -> None:
-        """Give back files and memory."""
+    def release(self) -> None:
+        """Give back all open files, decoders and indexes in memory; the next read opens anew."""
         for video in self._videos.values():
             video.decoder.close()
         self._videos.clear()
         self._indexes.clear()
+
+    def close(self) -> None:
+        """Give back files and memory."""
+        self.release()
         if self.cache is not None:
             self.cache.close()
         self._closed = True
