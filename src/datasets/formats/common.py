@@ -104,33 +104,102 @@ def read_json(path: Path) -> Any:
         raise AnnotationError(f"not JSON: {error.msg}", str(path), error.lineno) from error
 
 
-def iterate_table(path: Path, delimiter: str = ",") -> Iterator[Row]:
-    """(number, row by column name) of a table with a header line; raises `AnnotationError`."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        while True:
-            line = reader.line_num + 1
+class JsonFile:
+    """A JSON file whose entries know their line, so that errors inside one big value can say it.
+
+    Attributes:
+        root: offset of the outermost value.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.text = path, read_text(path)
+        self._decoder = json.JSONDecoder()
+        self._line, self._counted = 1, 0
+        self.root = self._skip(0)
+
+    def entries(self, start: int | None = None) -> Iterator[tuple[str, Any, Where, int]]:
+        """(key or index, value, place, offset) of each entry of the object or list at `start`.
+
+        Raises:
+            AnnotationError: what stands there is neither, or is not JSON.
+        """
+        at = self.root if start is None else start
+        opening = self.text[at : at + 1]
+        if opening not in ("{", "["):
+            raise self._where(at).error(f"expected an object or a list, found {opening!r}")
+        closing, at, index = {"{": "}", "[": "]"}[opening], self._skip(at + 1), 0
+        while self.text[at : at + 1] != closing:
+            key: Any = str(index)
+            if opening == "{":
+                key, at = self._decode(at)
+                at = self._expect(":", self._skip(at))
+            value, end = self._decode(at)
+            yield str(key), value, self._where(at), at
+            at, index = self._skip(end), index + 1
+            if self.text[at : at + 1] != closing:
+                at = self._expect(",", at)
+
+    def _decode(self, at: int) -> tuple[Any, int]:
+        try:
+            return self._decoder.raw_decode(self.text, at)
+        except json.JSONDecodeError as error:
+            raise AnnotationError(f"not JSON: {error.msg}", str(self.path), error.lineno) from error
+
+    def _expect(self, sign: str, at: int) -> int:
+        if self.text[at : at + 1] != sign:
+            raise self._where(at).error(f"not JSON: expected {sign!r}")
+        return self._skip(at + 1)
+
+    def _skip(self, at: int) -> int:
+        match = _SPACE.match(self.text, at)
+        return match.end() if match else at
+
+    def _where(self, at: int) -> Where:
+        if at < self._counted:
+            self._line, self._counted = 1, 0
+        self._line += self.text.count("\n", self._counted, at)
+        self._counted = at
+        return Where(self.path, self._line)
+
+
+def iterate_rows(
+    path: Path, delimiter: str = ",", quoted: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it ends, columns) of each row of a table; raises `AnnotationError`."""
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            line = 0
             try:
-                row = next(reader)
-            except StopIteration:
-                return
+                for row in reader:
+                    line = reader.line_num
+                    if row:
+                        yield line, row
             except (csv.Error, UnicodeDecodeError) as error:
-                raise AnnotationError(f"not a table: {error}", str(path), line) from error
-            if None in row or None in row.values():
-                found = len([v for v in row.values() if v is not None])
-                wanted = len(reader.fieldnames or ())
-                raise AnnotationError(
-                    f"expected {wanted} columns, found {found}", str(path), reader.line_num
-                )
-            yield reader.line_num, dict(row)
+                raise AnnotationError(f"not a table: {error}", str(path), line + 1) from error
+    except OSError as error:
+        raise AnnotationError(f"cannot be read: {error.strerror}", str(path)) from error
 
 
+def iterate_table(path: Path, delimiter: str = ",", quoted: bool = True) -> Iterator[Row]:
+    """(line, row by column name) of a table with a header line; raises `AnnotationError`."""
+    rows = iterate_rows(path, delimiter, quoted)
+    _, header = next(rows, (0, []))
+    for line, row in rows:
+        if len(row) != len(header):
+            detail = f"expected {len(header)} columns, found {len(row)}"
+            raise AnnotationError(detail, str(path), line)
+        yield line, dict(zip(header, row, strict=True))
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
 _MEDIA = re.compile(r"\.(mp4|avi|mov|mkv|webm|gif|m4v|wmv|mpg|mpeg|flv|3gp|ogv|ts)$", re.I)
 
 
 def video_id(name: str) -> str:
     """The catalogue's id of a media name: no folder, no suffix (`a/video7.mp4` -> `video7`)."""
-    return _MEDIA.sub("", PurePosixPath(name.strip().replace("\\", "/")).name)
+    return _MEDIA.sub("", PurePosixPath(name.strip().replace("\\", "/")).name).rstrip(".")
 
 
 def clock_seconds(text: str) -> float:
