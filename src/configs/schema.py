@@ -153,6 +153,8 @@ class DataConfig:
     mask_probability: float = 0.15
     token: str | None = None
     """File with the token of the frame service."""
+    texts_per_video: int = 1
+    """Questions about one video that share its frames in training (open-ended answers)."""
     limit: int | None = None
     """Use only this many records of each data set."""
 

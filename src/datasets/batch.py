@@ -56,7 +56,8 @@ class Batch:
         num_texts: K.
         masked_ids, masked_labels: the same texts with tokens masked, and the targets (-100 where
             none), int64 `B*K L`; None unless masked language modelling is on.
-        labels: right answer or option, int64 `B`; -100 where unknown.
+        labels: right answer or option, int64 `B`, or one a text `B*K` where a video's texts are
+            questions of their own; -100 where unknown.
         video_key, text_key: int64 hashes of video id `B` and of text `B*K`: equal keys are never
             each other's negatives.
         segment: start and end of the sample's span in seconds, float64 `B 2`; NaN is the whole.
@@ -117,7 +118,8 @@ class Batch:
             for f in fields(self):
                 value = getattr(self, f.name)
                 if isinstance(value, Tensor):
-                    chosen[f.name] = value[texts if f.name in _TEXT_ROWS else rows]
+                    by_text = f.name in _TEXT_ROWS or len(value) > len(self)
+                    chosen[f.name] = value[texts if by_text else rows]
             parts.append(replace(self, **chosen))
         return parts
 

@@ -241,7 +241,8 @@ def _of_task(
     name, task = dataset.name, config.task
     if task == "open_ended_qa":
         vocabulary = build_answers(config) if answers is None else answers
-        return OpenEndedDataset(name, records, reader, tokenizer, options, vocabulary)
+        group = config.data.texts_per_video if options.training else 1
+        return OpenEndedDataset(name, records, reader, tokenizer, options, vocabulary, group)
     if task in ("multiple_choice_qa", "multiple_choice"):
         count = len(records[0].options)
         return MultipleChoiceDataset(name, records, reader, tokenizer, options, count)

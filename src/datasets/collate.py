@@ -52,7 +52,7 @@ class Sample:
     low: npt.NDArray[np.uint8] | None = None  # N T-1 C h w
     masked_ids: npt.NDArray[np.int64] | None = None  # K L
     masked_labels: npt.NDArray[np.int64] | None = None  # K L
-    label: int = -100
+    labels: tuple[int, ...] = (-100,)  # one, or one a text
     segment: tuple[float, float] = (float("nan"), float("nan"))
     dataset: str = ""
     error: BadVideo | None = None
@@ -105,13 +105,21 @@ def collate(samples: Sequence[Sample]) -> Batch:
         num_texts=num_texts,
         masked_ids=texts("masked_ids"),
         masked_labels=texts("masked_labels"),
-        labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+        labels=torch.tensor(_labels(samples, num_texts), dtype=torch.int64),
         video_key=torch.tensor([sample.video_key for sample in samples], dtype=torch.int64),
         text_key=texts("text_keys"),
         segment=torch.tensor([sample.segment for sample in samples], dtype=torch.float64),
         times=pixels("times"),
         dataset=first.dataset,
     )
+
+
+def _labels(samples: Sequence[Sample], num_texts: int) -> list[int]:
+    """One label a sample, or `num_texts` a sample (-100 where there is no text for one)."""
+    if all(len(sample.labels) == 1 for sample in samples):
+        return [sample.labels[0] for sample in samples]
+    lacking = (-100,) * num_texts
+    return [label for s in samples for label in (*s.labels, *lacking)[:num_texts]]
 
 
 def _fill_texts(sample: Sample, num_texts: int) -> dict[str, Any]:

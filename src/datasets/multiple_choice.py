@@ -57,4 +57,4 @@ class MultipleChoiceDataset(VideoTextDataset):
             raise AnnotationError(
                 f"record {record.id!r}: answer={label!r}: expected the index of an option"
             )
-        return Visit(record.id, record, texts, label, record.start, record.end)
+        return Visit(record.id, record, texts, (label,), record.start, record.end)

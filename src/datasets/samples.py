@@ -79,12 +79,12 @@ def sample_options(config: RunConfig, training: bool) -> SampleOptions:
 
 @dataclass(frozen=True)
 class Visit:
-    """What one visit to an item shows: a stretch of a video with its texts and its label."""
+    """What one visit to an item shows: a stretch of a video with its texts and its labels."""
 
     id: str
     record: Record
     texts: tuple[str, ...]
-    label: int = -100
+    labels: tuple[int, ...] = (-100,)
     start: float | None = None
     end: float | None = None
 
@@ -234,7 +234,7 @@ class VideoTextDataset(ABC):
             low=low,
             masked_ids=masked_ids,
             masked_labels=masked_labels,
-            label=visit.label,
+            labels=visit.labels,
             segment=(
                 nan if visit.start is None else visit.start,
                 nan if visit.end is None else visit.end,

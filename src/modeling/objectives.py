@@ -239,7 +239,8 @@ class OpenEndedAnswers:
         owner = text_owners(batch)
         text, visual = encoded["text", "token"], encoded["video", "token"]
         logits = self.heads.answer_logits(text, visual, owner, generator)  # N B C
-        return _answers("open_ended_qa", logits, batch, world, self.config.pool)
+        valid = batch.valid[owner]
+        return _answers("open_ended_qa", logits, batch.labels, valid, world, self.config.pool)
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,8 @@ class MultipleChoice:
         owner = text_owners(batch)
         text, visual = encoded["text", "token"], encoded["video", "token"]
         logits = self.heads.choice_logits(text, visual, batch.num_texts, owner, generator)  # N B K
-        return _answers("multiple_choice_qa", logits, batch, world, self.config.pool)
+        labels, valid = batch.labels, batch.valid
+        return _answers("multiple_choice_qa", logits, labels, valid, world, self.config.pool)
 
 
 def make_objective(config: ObjectiveConfig, heads: Heads) -> Objective:
@@ -279,12 +281,11 @@ def text_owners(batch: BatchLike) -> Tensor:
 
 
 def _answers(
-    name: str, logits: Tensor, batch: BatchLike, world: World, pool: str
+    name: str, logits: Tensor, labels: Tensor, valid: Tensor, world: World, pool: str
 ) -> Mapping[str, Tensor]:
-    """Losses of samples that are valid and have a label, of scores `N B C`."""
-    assert batch.labels is not None
-    rows = (batch.valid & (batch.labels >= 0)).nonzero().squeeze(1)
-    scores, labels = logits[:, rows].float(), batch.labels[rows]
+    """Losses of the questions R that are valid and have a label, of scores `N R C`."""
+    rows = (valid & (labels >= 0)).nonzero().squeeze(1)
+    scores, labels = logits[:, rows].float(), labels[rows]
     each = losses.clip_cross_entropy(scores, labels, pool)
     right = (losses.pool_clips(scores, pool, 0).argmax(1) == labels).float()
     return _shared_mean(name, each, right, world)
