@@ -15,7 +15,8 @@ from torch import nn
 from rushes.distributed import SingleWorld, World, run_main
 from rushes.errors import ConfigError
 from rushes.steps import Pass, accumulate, count_valid
-from rushes.training import elastic_config, train
+from rushes.training import StepReport, elastic_config, train
+from tests.paragraphs import ParagraphLoader, ParagraphModel, paragraph_config
 from tests.toy import ToyLoader, ToyModel, toy_batch, toy_config, toy_model
 
 ROWS = (3, 5)
@@ -143,8 +144,24 @@ def run(world: World, folder: Path, settings: str) -> int:
     return 0
 
 
+def paragraphs(world: World, folder: Path, stop_after: int) -> int:
+    """Train the paragraph model; die without a word after step `stop_after`."""
+    config = paragraph_config(str(folder), 4 // world.size)
+    torch.manual_seed(0)
+    model = ParagraphModel(config)
+
+    def on_step(report: StepReport) -> None:
+        if report.step == stop_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(model, ParagraphLoader(config, world), config, world, folder, on_step=on_step)
+    return 0
+
+
 def main(argv: list[str]) -> int:
-    """`checks FILE`, `fail HOW` or `run FOLDER SETTINGS`."""
+    """`checks FILE`, `fail HOW`, `run FOLDER SETTINGS` or `paragraphs FOLDER STOP_AFTER`."""
+    if argv[0] == "paragraphs":
+        return run_main(lambda world: paragraphs(world, Path(argv[1]), int(argv[2])), "cpu")
     if argv[0] == "checks":
         return run_main(lambda world: checks(world, Path(argv[1])), "cpu")
     if argv[0] == "fail":
