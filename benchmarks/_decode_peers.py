@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ import decord
 import numpy as np
 import numpy.typing as npt
 import torch
+
+try:  # torchcodec's own resizing asks for torchvision, and a mismatched build does not load
+    import torchvision  # noqa: F401
+except RuntimeError:
+    sys.modules["torchvision"] = None  # type: ignore[assignment]
 from torchcodec.decoders import VideoDecoder
 from torchcodec.transforms import Resize
 

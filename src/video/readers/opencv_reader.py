@@ -37,6 +37,8 @@ class OpenCVReader(VerifiedReader):
         path = path_of(source, self.backend)
         if index.whole:
             raise self.refuse(source, "the stream does not decode as its packets promise")
+        if index.container in ("mpeg", "mpegvideo"):
+            raise self.refuse(source, "it loses frames at the beginning of program streams")
         return path
 
     def _pictures(
