@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rushes.errors import ConfigError
 from rushes.modeling.folding import fold_frozen_norms
@@ -19,6 +20,14 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 _declared: list[Any] = []
+
+_RESIDUAL = frozenset(
+    {
+        *("BasicBlock", "Bottleneck", "InvertedResidual", "EdgeResidual"),
+        *("DepthwiseSeparableConv", "ConvNeXtBlock"),
+    }
+)
+"""Blocks that are recomputed one by one."""
 
 
 def _declare_torchvision_operators() -> None:
@@ -107,8 +116,13 @@ class ImageBackbone(nn.Module):
         return self
 
     def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass."""
-        (self.model.model if self.plain else self.model).set_grad_checkpointing(True)
+        """Recompute the activations of each block in the backward pass."""
+        if self.plain:
+            self.model.model.set_grad_checkpointing(True)
+            return
+        for module in self.model.modules():
+            if type(module).__name__ in _RESIDUAL:
+                module.forward = _Recomputed(module.forward)
 
     def zero_last_gains(self) -> None:
         """Start every residual branch at zero, so that unnormalised activations do not blow up."""
@@ -161,9 +175,17 @@ def _create(name: str, strides: tuple[int, ...], arguments: dict[str, Any]) -> t
     model = timm.create_model(
         name, pretrained=False, features_only=True, out_indices=tuple(indices), **arguments
     )
+    _cut(model)
     if not hasattr(model, "pretrained_cfg"):
         model.pretrained_cfg = getattr(model, "model", probe).pretrained_cfg
     return model, plain
+
+
+def _cut(model: Any) -> None:
+    """Drop the blocks behind the last map, where timm keeps them."""
+    last = model.feature_info.module_name()[-1].split(".")
+    if last[0] == "blocks" and isinstance(getattr(model, "blocks", None), nn.Sequential):
+        model.blocks = model.blocks[: int(last[1]) + 1]
 
 
 def _last_norm(module: nn.Module) -> Any:
@@ -178,6 +200,19 @@ def _last_norm(module: nn.Module) -> Any:
     ):
         return getattr(module, "bn3", None) or module.bn2
     return None
+
+
+class _Recomputed:
+    """A block's `forward` that keeps no activation where a gradient will flow."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self.forward = forward
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.forward(maps)
+        kept: Tensor = checkpoint(self.forward, maps, use_reentrant=False)
+        return kept
 
 
 class PixelNorm(nn.Module):

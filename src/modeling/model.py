@@ -325,7 +325,10 @@ class VideoTextModel(nn.Module):
         fixed = {objective.name: objective.temperature for objective in self.config.objectives}
         temperature: Tensor | float = fixed[name]  # type: ignore[index]
         if name in self.log_scales:
-            temperature = (-self.log_scales[name].clamp(max=math.log(MAX_SCALE))).exp()
+            stored = self.log_scales[name]
+            bounded = stored.detach().clamp(max=math.log(MAX_SCALE))
+            # Bounded in value, not in gradient: a temperature at its bound can come back.
+            temperature = (-(stored + (bounded - stored.detach()))).exp()
         bias: Tensor | float = self.biases.get(name, 0.0)
         return temperature, bias
 
