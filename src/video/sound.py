@@ -48,17 +48,24 @@ def read_sound(
         FrameUnavailable: the file has no sound, or policy strict and the window leaves it.
         UnreadableVideo: the sound does not decode.
     """
+    if not index.info.audio:
+        raise FrameUnavailable(source.video_id, "sound was asked, the file has no sound track")
+    return sound_between(source, index.container, index.info.start, asked, policy, limits)
+
+
+def sound_between(
+    source: Source, container: str, origin: float, asked: Audio, policy: str, limits: Limits
+) -> Samples:
+    """The same from any file with sound: `origin` is the time in it from which seconds count."""
     if not (math.isfinite(asked.start) and asked.end >= asked.start and asked.rate > 0):
         detail = f"no window of sound: [{asked.start}, {asked.end}) s at {asked.rate} Hz"
         raise FrameUnavailable(source.video_id, detail)
-    if not index.info.audio:
-        raise FrameUnavailable(source.video_id, "sound was asked, the file has no sound track")
     count = round((asked.end - asked.start) * asked.rate)
-    with open_media(source, index.container, limits) as media:
+    with open_media(source, container, limits) as media:
         stream = media.streams.best("audio")
         native = stream.codec_context.rate
         margin = _ZEROS * max(1.0, native / asked.rate) / native + 2.0 / native
-        begin, end = index.info.start + asked.start, index.info.start + asked.end
+        begin, end = origin + asked.start, origin + asked.end
         piece = _decode_window(source, media, stream, begin - margin, end + margin)
     if policy == "strict" and not piece.covers(begin, end):
         detail = f"[{asked.start}, {asked.end}) s of sound asked, it does not last that long"
