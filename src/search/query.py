@@ -1,0 +1,36 @@
+"""`rushes search "a sentence"`: the moments of an index that fit it best."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rushes.errors import MissingVideo
+from rushes.search.command import clock, load, parser, table
+from rushes.search.library import load_library
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns an exit code."""
+    out = parser("search", __doc__ or "")
+    out.add_argument("text", help="what to look for")
+    out.add_argument("--model", required=True, help="the model that made the index")
+    out.add_argument("--index", type=Path, required=True, help="folder made by rushes index")
+    out.add_argument("--video", default=None, help="search within this video only")
+    out.add_argument("--top", type=int, default=10, help="moments to show")
+    out.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = out.parse_args(argv)
+    model = load(options, options.model)
+    library = load_library(options.index, model)
+    if options.video is not None and options.video not in library.ids:
+        raise MissingVideo(options.video, f"not among the {len(library.ids)} indexed videos")
+    found = library.search(model.encode_text(options.text)[0], options.top, options.video)
+    if options.json:
+        sys.stdout.writelines(json.dumps(moment._asdict()) + "\n" for moment in found)
+        return 0
+    rows = [("score", "from", "to", "video")]
+    rows += [(f"{m.score:.3f}", clock(m.start), clock(m.end), m.video) for m in found]
+    sys.stdout.write(table(rows) + "\n")
+    return 0
