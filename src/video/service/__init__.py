@@ -22,7 +22,7 @@ def open_service_reader(
     frames: str,
     catalogue_path: str | Path,
     vis_format: str = "auto",
-    videos_low: str | None = None,
+    videos_low: str | Path | None = None,
     *,
     backend: str = "pyav",
     num_workers: int = 2,

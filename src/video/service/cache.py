@@ -16,6 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 from rushes.errors import DecodeTimeout, RushesError, ServiceError
 from rushes.video.request import Request
+from rushes.video.service import wire
 from rushes.video.service.jobs import Counters
 from rushes.video.service.wire import Packed
 
@@ -139,8 +140,9 @@ class SharedReads:
                 packed.payload.flags.writeable = False
         except BaseException as error:
             self._forget(key)
-            known = error if isinstance(error, RushesError) else ServiceError(str(error))
-            promise.set_exception(known)
+            # A copy: the error's own traceback knows this frame, and a ring of the two would keep
+            # everything that was read alive until the garbage collector comes by.
+            promise.set_exception(_copy_of(error))
             raise
         self._forget(key)
         promise.set_result(packed)
@@ -156,3 +158,9 @@ class SharedReads:
     def _forget(self, key: Request) -> None:
         with self._lock:
             self._underway.pop(key, None)
+
+
+def _copy_of(error: BaseException) -> RushesError:
+    if isinstance(error, RushesError):
+        return wire.decode_error(wire.encode_error(error))
+    return ServiceError(str(error))

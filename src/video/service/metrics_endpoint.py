@@ -143,7 +143,7 @@ def _handler(metrics: ServiceMetrics, status: Status) -> type[BaseHTTPRequestHan
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: object) -> None:
             """Scrapes are no news."""
 
     return Handler

@@ -33,6 +33,8 @@ log = get_logger(__name__)
 
 _GRACE = 2.0
 """Seconds that a caller gives a keeper beyond the deadline to kill a hanging worker."""
+_TICK = 0.25
+"""Seconds between two looks at whether the pool was closed or the caller gave up."""
 _FAIR_SHARE = 0.5
 """A hang counts against the video only if it had this share of the deadline for itself."""
 
@@ -79,7 +81,7 @@ class PoolReader:
         self.quarantine = Quarantine(strikes)
         self.counters = Counters()
         self.shared = SharedReads(cache_bytes, self.counters) if cache_bytes else None
-        self.closed = False
+        self.closed = self.starved = False
         self.keepers = [Keeper(self, index) for index in range(num_workers)]
         try:
             for keeper in self.keepers:
@@ -134,7 +136,7 @@ class PoolReader:
     def _await(self, job: Job, cancelled: Callable[[], bool] | None) -> Packed | VideoInfo:
         while True:
             remaining = job.deadline - time.monotonic()
-            step = remaining if cancelled is None else min(remaining, 0.25)
+            step = remaining if cancelled is None else min(remaining, _TICK)
             try:
                 return job.future.result(max(step, 0.0))
             except FutureTimeout:
@@ -250,7 +252,12 @@ class Keeper:
     def _slot(self, job: Job) -> Lease:
         slots, patience = self.pool.slots, self.pool.patience
         remaining = job.deadline - time.monotonic()
-        lease = slots.acquire(remaining if patience is None else min(patience, remaining))
+        if patience is None:
+            wait = remaining
+        else:  # one wait is enough to learn that the callers hold them all
+            wait = 0.0 if self.pool.starved else min(patience, remaining)
+        lease = self._wait_for_slot(wait)
+        self.pool.starved = lease is None
         if lease is not None:
             return lease
         if self.spare is None or remaining <= 0:
@@ -259,6 +266,14 @@ class Keeper:
             log.warning("all %d slots are in use: replies are copied out", slots.num_slots)
             self._warned = True
         return self.spare
+
+    def _wait_for_slot(self, seconds: float) -> Lease | None:
+        until = time.monotonic() + seconds
+        while True:
+            remaining = until - time.monotonic()
+            lease = self.pool.slots.acquire(min(remaining, _TICK))
+            if lease is not None or remaining <= 0 or self.pool.closed:
+                return lease
 
     def _ask(self, job: Job, lease: Lease | None) -> dict[str, Any]:
         if self.worker is None:

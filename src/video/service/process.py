@@ -63,7 +63,7 @@ class WorkerSpec:
 def with_catalogue(
     catalogue_path: str | Path,
     vis_format: str = "auto",
-    videos_low: str | None = None,
+    videos_low: str | Path | None = None,
     backend: str = "pyav",
     memory_limit: int = 4 << 30,
 ) -> WorkerSpec:

@@ -125,7 +125,7 @@ class SlotPool:
         for descriptor in self.descriptors:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        self.descriptors = []
+        self.descriptors, self._segments = [], []
 
 
 def new_segment(size: int) -> int:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from tests.helpers import ROOT
+from tests.video.service.fakes import FACTORY
 
 from rushes.video.service.client import ServiceReader
 from rushes.video.service.pool import PoolReader
 from rushes.video.service.process import WorkerSpec
 from rushes.video.service.remote import Health
 from rushes.video.service.server import FrameServer, ServerOptions
-from tests.helpers import ROOT
-from tests.video.service.fakes import FACTORY
 
 QUICK = Health(every=0.3, retry=0.1, timeout=0.5)
 
@@ -90,7 +90,9 @@ def open_pool(cleanup: ExitStack) -> Callable[..., PoolReader]:
 def open_server(cleanup: ExitStack) -> Callable[..., FrameServer]:
     def opened(chosen: WorkerSpec | None = None, **options: Any) -> FrameServer:
         options = {"port": 0, "slot_bytes": 8 << 20, **options}
-        return cleanup.enter_context(FrameServer(chosen or spec(), ServerOptions(**options)))
+        server: FrameServer = FrameServer(chosen or spec(), ServerOptions(**options))
+        cleanup.callback(server.close)
+        return server
 
     return opened
 

@@ -6,9 +6,10 @@ import json
 import sys
 import threading
 
+from tests.video.service.fakes import FACTORY
+
 from rushes.video.service.process import WorkerSpec
 from rushes.video.service.server import FrameServer, ServerOptions
-from tests.video.service.fakes import FACTORY
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tests.video.service.fakes import request_of
 
 from rushes.errors import DecodeTimeout, MissingVideo, ServiceError
 from rushes.video.request import Request
 from rushes.video.service.cache import ClipCache, SharedReads
 from rushes.video.service.jobs import Counters
 from rushes.video.service.wire import Packed
-from tests.video.service.fakes import request_of
 
 
 def packed(size: int = 1000) -> Packed:

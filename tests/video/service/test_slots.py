@@ -17,7 +17,7 @@ def test_a_slot_lives_as_long_as_any_view() -> None:
     array = lease.array(6000)
     del lease
     view = array[100:5000].view(np.uint16)[::2].reshape(5, 245)
-    buffer = memoryview(view)
+    buffer = view.data
     del array, view
     gc.collect()
     assert slots.num_free == 1
