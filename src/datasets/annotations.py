@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rushes.datasets.annotation_commands import main
 from rushes.datasets.formats.registry import READERS, read_records, sniff_format
 from rushes.datasets.record import Record, Segment, record_from_json, record_to_json
 from rushes.datasets.record_store import RecordStore, open_records, text_segments
@@ -11,6 +12,7 @@ __all__ = [
     "Record",
     "RecordStore",
     "Segment",
+    "main",
     "open_records",
     "read_records",
     "record_from_json",

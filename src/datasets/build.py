@@ -101,7 +101,7 @@ def open_frames(config: RunConfig, dataset: DatasetConfig, world: World) -> Vide
             frames,
             path,
             dataset.vis_format,
-            low,
+            None if low is None else str(low),
             backend=data.backend,
             num_workers=data.num_workers,
             deadline=data.deadline,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
@@ -25,7 +25,7 @@ from rushes.datasets.record_store import RecordStore
 from rushes.datasets.sampling import plan_clips
 from rushes.datasets.text import TextTokenizer
 from rushes.datasets.transforms import Inputs, Pixels, pixel_shapes, plan_geometry
-from rushes.errors import FrameUnavailable, VideoError
+from rushes.errors import FrameUnavailable, UnreadableVideo, VideoError
 from rushes.video.request import Request, VideoInfo, VideoReader
 
 Decoded = tuple[Pixels | None, Pixels | None, npt.NDArray[np.float64]]
@@ -114,6 +114,10 @@ class VideoTextDataset(ABC):
             options.geometry, options.inputs, options.num_clips, options.clips.num_frames
         )
         self._shared: OrderedDict[tuple[object, ...], Future[Decoded]] = OrderedDict()
+        # Training may be limited to so many views of each stretch of video, and read none whose
+        # features are stored; see `rushes.frozen_cache`.
+        self.draws = 0
+        self.stored: Container[str] | None = None
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -162,6 +166,8 @@ class VideoTextDataset(ABC):
         return self.visit(index, self.generator(epoch, index, Stream.TEXT) if training else None)
 
     def _decode(self, visit: Visit, index: int, epoch: int) -> Decoded:
+        if self.options.training and self.draws:
+            return self._decode_draw(visit, epoch)
         if self.options.training:
             return self._read(visit, index, epoch)
         # Items of one video stand beside each other in evaluation: whoever is first decodes.
@@ -180,6 +186,22 @@ class VideoTextDataset(ABC):
                 future.set_exception(error)
                 raise
         return future.result()
+
+    def clip_key(self, index: int, epoch: int) -> str:
+        """Names what item `index` shows of its video in an epoch, under a limit of `draws`."""
+        return self._clip_key(self._visit(index, epoch), epoch)
+
+    def _clip_key(self, visit: Visit, epoch: int) -> str:
+        span = f"{visit.record.video} {visit.start} {visit.end}"
+        return f"{self.name} {span} {epoch % self.draws}"
+
+    def _decode_draw(self, visit: Visit, epoch: int) -> Decoded:
+        key = self._clip_key(visit, epoch)
+        if self.stored is None:
+            return self._read(visit, stable_key(key) & 0x7FFFFFFF, epoch % self.draws)
+        if key not in self.stored:
+            raise UnreadableVideo(visit.record.video, "could not be read when it was encoded")
+        return self._nothing()
 
     def _read(self, visit: Visit, index: int, epoch: int) -> Decoded:
         options, video = self.options, visit.record.video
@@ -244,8 +266,9 @@ class VideoTextDataset(ABC):
         )
 
     def _nothing(self) -> Decoded:
-        """Zero pixels of the right shapes."""
-        high, low = (None if s is None else np.zeros(s, dtype=np.uint8) for s in self._shapes)
+        """Zero pixels of the right shapes; none where features stand for them."""
+        shapes = (None, None) if self.stored is not None else self._shapes
+        high, low = (None if s is None else np.zeros(s, dtype=np.uint8) for s in shapes)
         shape = (self.options.num_clips, self.options.clips.num_frames)
         return high, low, np.full(shape, np.nan)
 

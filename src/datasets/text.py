@@ -133,8 +133,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     """Train an uncased WordPiece with BERT's specials and write it to `folder`.
 
     The same texts in any order give the same tokenizer. The trainer numbers the letters that go on
-    a word (`##a`) in the order of a randomised hash table, and breaks ties by those numbers; so they
-    are given to it, sorted, among the special tokens, and only its vocabulary is kept.
+    a word (`##a`) in the order of a randomised hash table, and breaks ties by those numbers; so
+    they are given to it, sorted, among the special tokens, and only its vocabulary is kept.
 
     Args:
         texts: training texts.

@@ -77,7 +77,7 @@ def _groups(records: RecordStore | Sequence[Record], size: int) -> list[npt.NDAr
     stretches: dict[tuple[str, float | None, float | None], list[int]] = {}
     for row, record in enumerate(records):
         stretches.setdefault((record.video, record.start, record.end), []).append(row)
-    out = []
+    out: list[npt.NDArray[np.int64]] = []
     for rows in stretches.values():
         parts = -(-len(rows) // size)
         out.extend(np.asarray(rows[part::parts], dtype=np.int64) for part in range(parts))

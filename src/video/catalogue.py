@@ -132,7 +132,9 @@ class Catalogue:
         # Clips of pretraining sets lie one folder deeper, named by the id up to its first dot.
         head, _, tail = video_id.rpartition("/")
         nested = self.root / head / tail.split(".", 1)[0] / tail
-        for base in (plain, nested):
+        # Some annotation files name clips with a folder that the published reader drops.
+        bare = (self.root / tail,) if head else ()
+        for base in (plain, nested, *bare):
             yield base
             if self.kind == "file":
                 yield from (base.with_name(base.name + suffix) for suffix in _ORDERED_SUFFIXES)

@@ -166,10 +166,11 @@ def iterate_rows(
     path: Path, delimiter: str = ",", quoted: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
     """(line on which it ends, columns) of each row of a table; raises `AnnotationError`."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            reader = csv.reader(
+                file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+            )
             line = 0
             try:
                 for row in reader:
@@ -198,8 +199,9 @@ _MEDIA = re.compile(r"\.(mp4|avi|mov|mkv|webm|gif|m4v|wmv|mpg|mpeg|flv|3gp|ogv|t
 
 
 def video_id(name: str) -> str:
-    """The catalogue's id of a media name: no folder, no suffix (`a/video7.mp4` -> `video7`)."""
-    return _MEDIA.sub("", PurePosixPath(name.strip().replace("\\", "/")).name).rstrip(".")
+    """The catalogue's id of a media name: no media suffix (`a/video7.mp4` -> `a/video7`)."""
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    return _MEDIA.sub("", str(path)).rstrip(".")
 
 
 def clock_seconds(text: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rushes.datasets.formats.common import Where, clock_seconds, iterate_jsonl, video_id
@@ -90,7 +90,7 @@ def read_manifest(path: Path) -> Iterator[Record]:
         where = Where(path, line)
         tags = {k: str(row[k]) for k in ("group", "subgroup", "base") if row.get(k)}
         yield Record(
-            video=video_id(where.text(row, "video")),
+            video=PurePosixPath(video_id(where.text(row, "video"))).name,
             id=str(row.get("id", "")),
             segments=(Segment(where.text(row, "caption")),),
             references=where.texts(row, "tags") if isinstance(row.get("tags"), list) else (),
