@@ -50,8 +50,7 @@ class Progress:
         without_improvement: validations since then.
         stopped: early stop has ended the run.
         metrics: the last validation.
-        bad: sample id -> first optimiser step (from 1) at which it failed; it counts as failed
-            from there on.
+        bad: slots whose video failed, as `rushes.failures` writes them.
         global_batch: samples an optimiser step over all ranks.
         micro_batch: samples of all ranks in one micro-step.
     """
@@ -66,7 +65,7 @@ class Progress:
     without_improvement: int = 0
     stopped: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
-    bad: dict[str, int] = field(default_factory=dict)
+    bad: list[dict[str, Any]] = field(default_factory=list)
     global_batch: int = 0
     micro_batch: int = 0
 

@@ -38,7 +38,7 @@ from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.distributed import World
 from rushes.errors import CheckpointError, ConfigError
-from rushes.failures import FILE, BadSamples, failure_limit
+from rushes.failures import FILE, BadSamples
 from rushes.log import get_logger
 from rushes.meters import METRICS, Meters
 from rushes.optim import make_optimizer
@@ -79,10 +79,15 @@ class Session:
             if world.is_main:
                 stack.enter_context(_take_lock(run_folder))
             self.progress = self._restore()
-            samples = self.progress.global_batch * self.steps_per_epoch
-            limit = failure_limit(config.data.failure_budget, samples)
-            self.bad = BadSamples(run_folder / FILE, world, limit)
+            self.bad = BadSamples(
+                run_folder / FILE,
+                world,
+                config.data.failure_budget,
+                self.progress.global_batch,
+                self.steps_per_epoch,
+            )
             self.bad.restore(self.progress.bad)
+            self.reported = 0  # failures of this rank's loader that have been recorded
             self._begun = time.monotonic() - self.progress.seconds
             self._saved_step = self.progress.step
             self._writer = self._make_writer(extras) if world.is_main else None
@@ -147,7 +152,7 @@ class Session:
         if cadence:
             self.progress.checkpoints += 1
         self.progress.seconds = time.monotonic() - self._begun
-        self.progress.bad = dict(self.bad.since)
+        self.progress.bad = self.bad.to_json()
         self._saved_step = self.progress.step
         if self._writer is not None:
             plain = config_to_json(self.config)

@@ -10,7 +10,7 @@ checkpoint of the run folder wins over the weights that the model came with.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +21,7 @@ from torch import nn
 from rushes.checkpoint import find_checkpoint, read_progress
 from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
+from rushes.datasets.collate import BadVideo
 from rushes.distributed import World
 from rushes.errors import ConfigError, NonFiniteLoss
 from rushes.log import get_logger
@@ -39,21 +40,21 @@ class StepLoader(Protocol):
     """What the loop needs of a loader; position is a step number, so that resume is O(1)."""
 
     @property
+    def bad(self) -> list[BadVideo]:
+        """Samples of this rank that failed, in there before their batch is handed out."""
+        ...
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps an epoch."""
         ...
 
-    def batches(self, start_step: int) -> Iterator[list[Batch]]:
-        """Micro-batches of this rank for optimiser steps `start_step`, `start_step + 1`, ... (from
-        0), over epoch after epoch without end."""
+    def batches(self, start_step: int = 0) -> Iterator[list[Batch]]:
+        """Micro-batches of this rank for optimiser step `start_step` (from 0) and all after it."""
         ...
 
-    def failures(self) -> Mapping[str, Mapping[str, str]]:
-        """Why samples failed: sample id -> video, reason, detail."""
-        ...
-
-    def mark_bad(self, since: Mapping[str, int]) -> None:
-        """Samples that need no decoding from step `since[id]` (from 1) on: they have failed."""
+    def honour(self, known: Iterable[BadVideo]) -> None:
+        """Slots that failed before fail again without being tried."""
         ...
 
 
@@ -131,7 +132,8 @@ def train(
     torch.set_num_threads(config.train.num_threads or torch.get_num_threads())
     session = Session(model, config, world, run_folder, loader.steps_per_epoch, extras)
     progress = session.progress
-    loader.mark_bad(session.bad.since)
+    session.reported = len(loader.bad)
+    loader.honour(session.bad.known.values())
     model.train()
     with session, StopSignal() as stop:
         batches = iter(()) if session.ended else loader.batches(progress.step)
@@ -171,7 +173,10 @@ def train_step(
     step = session.progress.step + 1
 
     batches = [batch.to(world.device, non_blocking=True) for batch in batches]
-    batches, counts = vetted(session, batches, step, loader)
+    counts, failed = count_valid(world, batches)
+    if failed:
+        session.bad.record(step, loader.bad[session.reported :])
+        session.reported = len(loader.bad)
     session.measure_flops(batches[0])
 
     rates = set_learning_rates(
@@ -201,25 +206,6 @@ def trainable(model: nn.Module) -> Trainable:
     assert hasattr(model, "encode"), "the loop trains modules that encode and own objectives"
     assert hasattr(model, "objectives")
     return model  # type: ignore[return-value]
-
-
-def vetted(
-    session: Session, batches: list[Batch], step: int, loader: StepLoader
-) -> tuple[list[Batch], list[int]]:
-    """The batches with known bad samples marked, new ones recorded, and valid counts by micro-step
-    over all ranks."""
-    bad = session.bad
-    batches = bad.enforce(batches, step)
-    counts, failed = count_valid(session.world, batches)
-    known = len(bad.since)
-    if failed:
-        bad.record(batches, step, loader.failures())
-    if len(bad.since) > known:
-        # The same sample may stand twice in one step, and have failed only once.
-        batches = bad.enforce(batches, step)
-        counts, _ = count_valid(session.world, batches)
-        loader.mark_bad(bad.since)
-    return batches, counts
 
 
 def skip_step(session: Session, report: StepReport, batches: list[Batch]) -> None:

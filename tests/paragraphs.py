@@ -7,13 +7,14 @@ modalities, Encoded with segment levels, objectives that take turns, World and t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rushes.configs.schema import ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
 from rushes.datasets.batch import Batch, Ragged
+from rushes.datasets.collate import BadVideo
 from rushes.distributed import World
 from rushes.modeling.encoded import Encoded, Level
 from rushes.modeling.objectives import Objective
@@ -86,6 +87,7 @@ class ParagraphLoader:
         self.config, self.world = config, world
         self.micro = config.train.batch_size * world.size
         self.steps_per_epoch = SIZE // self.micro
+        self.bad: list[BadVideo] = []
 
     def batches(self, start_step: int) -> Iterator[list[Batch]]:
         """Whole batches."""
@@ -98,12 +100,8 @@ class ParagraphLoader:
             yield [paragraph_batch(order[start : start + self.config.train.batch_size])]
             step += 1
 
-    def failures(self) -> Mapping[str, Mapping[str, str]]:
-        """None."""
-        return {}
-
-    def mark_bad(self, since: Mapping[str, int]) -> None:
-        """There are none."""
+    def honour(self, known: Iterable[BadVideo]) -> None:
+        """Nothing fails here."""
 
 
 def segment_level(values: Tensor, ragged: Ragged) -> Level:

@@ -70,7 +70,7 @@ def names(run: Path) -> list[str]:
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     model, optimizer = trained()
-    progress = Progress(step=12, best_value=0.5, bad={"x": 3}, metrics={"r1": 0.5})
+    progress = Progress(step=12, best_value=0.5, bad=[{"id": "x"}], metrics={"r1": 0.5})
     writer = CheckpointWriter(tmp_path)
     writer.save(take_snapshot(model, optimizer, progress, {"seed": 7}), best=True)
     with torch.no_grad():  # steps that follow must not reach what is being written

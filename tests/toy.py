@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rushes.configs.schema import ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
 from rushes.datasets.batch import Batch
+from rushes.datasets.collate import BadVideo
 from rushes.distributed import World
 from rushes.modeling.encoded import Encoded, Level
 from rushes.modeling.inputs import BatchLike
@@ -142,7 +143,11 @@ def toy_batch(indices: list[int], failing: frozenset[int] = frozenset()) -> Batc
 
 
 class ToyLoader:
-    """Global micro-batches in an order of (seed, epoch) alone; each rank takes its rows."""
+    """Global micro-batches in an order of (seed, epoch) alone; each rank takes its rows.
+
+    Args:
+        failing: sample index -> epoch in which it cannot be read.
+    """
 
     def __init__(
         self,
@@ -153,13 +158,17 @@ class ToyLoader:
     ) -> None:
         self.config, self.world, self.size = config, world, size
         self.failing = dict(failing or {})
-        """Sample index -> step (from 1) from which on it cannot be read."""
         self.micro = config.train.batch_size * world.size
-        self.steps_per_epoch = size // (self.micro * config.train.accumulation)
         self.asked: list[int] = []
-        self.bad: dict[str, int] = {}
+        self.bad: list[BadVideo] = []
+        self.honoured: set[tuple[int, int]] = set()
 
-    def batches(self, start_step: int) -> Iterator[list[Batch]]:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole steps only."""
+        return self.size // (self.micro * self.config.train.accumulation)
+
+    def batches(self, start_step: int = 0) -> Iterator[list[Batch]]:
         """From any step, at once."""
         step = start_step
         while True:
@@ -175,19 +184,15 @@ class ToyLoader:
         rows = order[start : start + self.micro]
         size = self.config.train.batch_size
         mine = rows[self.world.rank * size : (self.world.rank + 1) * size]
-        failing = frozenset(i for i in mine if step + 1 >= self.failing.get(i, step + 2))
-        return toy_batch(mine, failing)
+        failed = [i for i in mine if self.failing.get(i) == epoch or (epoch, i) in self.honoured]
+        self.bad += [
+            BadVideo(f"sample{i}", f"v{i}", "truncated", "cut", "toy", i, epoch) for i in failed
+        ]
+        return toy_batch(mine, frozenset(failed))
 
-    def failures(self) -> Mapping[str, Mapping[str, str]]:
-        """Reasons of all that can fail."""
-        return {
-            f"sample{index}": {"video": f"v{index}", "reason": "truncated", "detail": "cut"}
-            for index in self.failing
-        }
-
-    def mark_bad(self, since: Mapping[str, int]) -> None:
-        """Remembered, for the tests."""
-        self.bad = dict(since)
+    def honour(self, known: Iterable[BadVideo]) -> None:
+        """These fail, whatever `failing` says."""
+        self.honoured |= {(bad.epoch, bad.index) for bad in known}
 
 
 def with_batch_size(config: RunConfig, batch_size: int, accumulation: int = 1) -> RunConfig:

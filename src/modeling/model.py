@@ -29,6 +29,8 @@ from rushes.modeling.losses import pool_clips
 from rushes.modeling.objectives import CONTRASTIVE, Objective, make_objective, text_owners
 from rushes.modeling.upsample import enlarge_high
 
+FROZEN_VIDEO = "frozen_video"
+"""Modality of a batch that holds tokens of the video tower in place of pixels, `B*N*S D`."""
 MAX_SCALE = 100.0
 """Largest inverse of a learnt temperature (Radford et al. 2021)."""
 
@@ -55,6 +57,8 @@ class VideoTextModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.frozen_grid: tuple[int, int] | None = None
+        """Grid of the clips that stand in a batch as `FROZEN_VIDEO`; set by who makes them."""
         kind = {"hybrid": HybridEncoder, "frames_mean": FramesMeanEncoder}[config.model.kind]
         self.video = kind(config.model)
         self.text = text
@@ -110,7 +114,7 @@ class VideoTextModel(nn.Module):
     def encode(self, batch: BatchLike) -> Encoded:
         """Levels and embeddings that the run's objectives need of a batch."""
         names = {objective.name for objective in self.config.objectives}
-        parts = [self.encode_video(batch.high, batch.low, batch.valid)]
+        parts = [self._video_of(batch)]
         if batch.text_ids is not None and names != {"masked_language"}:
             assert batch.text_mask is not None
             parts.append(self.encode_text(batch.text_ids, batch.text_mask))
@@ -148,12 +152,26 @@ class VideoTextModel(nn.Module):
         clips = torch.unflatten(tokens.mean(1), 0, (num_videos, num_clips))
         tokens = tokens.reshape(num_videos, -1, tokens.shape[-1])
         grid = (grids.shape[-2], grids.shape[-1])
+        return self._video_levels(tokens, clips, grid)
+
+    def _video_of(self, batch: BatchLike) -> Encoded:
+        """Videos from pixels, or from what the frozen tower made of them before."""
+        kept = getattr(batch, "modalities", {}).get(FROZEN_VIDEO)
+        if kept is None:
+            return self.encode_video(batch.high, batch.low, batch.valid)
+        assert self.frozen_grid is not None
+        cells = self.frozen_grid[0] * self.frozen_grid[1]
+        tokens = torch.unflatten(kept.values, 0, (len(batch), -1))
+        clips = torch.unflatten(tokens, 1, (-1, cells)).mean(2)
+        return self._video_levels(tokens, clips, self.frozen_grid)
+
+    def _video_levels(self, tokens: Tensor, clips: Tensor, grid: tuple[int, int]) -> Encoded:
         segment = Level(clips, pooled=clips.mean(1))
         levels = {("video", "token"): Level(tokens, grid=grid), ("video", "segment"): segment}
         embeddings = {}
         if self.video_projection is not None:
             embeddings["video"] = self.video_projection(segment.pooled)
-        return Encoded(num_videos, levels, embeddings)
+        return Encoded(len(tokens), levels, embeddings)
 
     def _inputs(
         self, high: Tensor | None, low: Tensor | None
