@@ -44,6 +44,10 @@ def read_folder(folder: Path) -> Iterator[Record]:
     """
     if not folder.is_dir():
         raise AnnotationError("no such folder", str(folder))
+    return _records(folder)
+
+
+def _records(folder: Path) -> Iterator[Record]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     beside: dict[Path, Path] = {}
     for path in files:
