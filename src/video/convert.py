@@ -142,9 +142,14 @@ class Converter:
         planar = frame.format.name.startswith("yuv")
         grid_x = 2 if planar and frame.format.chroma_width(2) == 1 else 1
         grid_y = 2 if planar and frame.format.chroma_height(2) == 1 else 1
-        exact = box.top % grid_y == 0 and box.left % grid_x == 0
-        top, left = (box.top, box.left) if exact else (box.top & ~1, box.left & ~1)
-        height, width = box.top + box.height - top, box.left + box.width - left
+        exact = all(edge % grid_y == 0 for edge in (box.top, box.height))
+        exact &= all(edge % grid_x == 0 for edge in (box.left, box.width))
+        top, left, height, width = box
+        if not exact:
+            # Even on all sides: the scaler's fast way, and so the same pixels as the whole picture.
+            top, left = box.top & ~1, box.left & ~1
+            height = min((box.top + box.height - top + 1) & ~1, frame.height - top)
+            width = min((box.left + box.width - left + 1) & ~1, frame.width - left)
         key = (frame.width, frame.height, frame.format.name, top, left, height, width)
         graph = self._croppers.get(key)
         if graph is None:

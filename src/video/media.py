@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,12 +30,18 @@ class Bytes:
         self._file = -1
         if self._data is None:
             try:
-                self._file = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+                # Without O_NONBLOCK a named pipe would hold the process until someone writes.
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+                self._file = os.open(source.path, flags)
             except OSError as error:
                 raise UnreadableVideo(
                     source.video_id, f"cannot be opened: {error.strerror}", "missing"
                 ) from error
-            self.size = os.fstat(self._file).st_size
+            status = os.fstat(self._file)
+            if not stat.S_ISREG(status.st_mode):
+                self.close()
+                raise UnreadableVideo(source.video_id, "is no regular file", "not_video")
+            self.size = status.st_size
         else:
             self.size = len(self._data)
 

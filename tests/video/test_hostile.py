@@ -1,0 +1,160 @@
+"""Files that reach for other files, lie about themselves or blow up are refused at the door."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from tests.video.conftest import Rendered
+
+from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo, VideoError
+from rushes.video.catalogue import Catalogue
+from rushes.video.limits import Limits
+from rushes.video.probe import probe
+from rushes.video.readers import open_reader
+from rushes.video.request import Audio, Frames, Request, Size
+
+pytestmark = pytest.mark.attack
+
+PLAYLISTS = {
+    "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nok.ts\n#EXT-X-ENDLIST\n",
+    "hls-bom": b"\xef\xbb\xbf#EXTM3U\n#EXTINF:9,\nok.ts\n",
+    "concat": b"ffconcat version 1.0\nfile ok.ts\n",
+    "concat-plain": b"file 'ok.ts'\n",
+    "dash": b'<?xml version="1.0"?><MPD><BaseURL>ok.ts</BaseURL></MPD>',
+    "smil": b"<smil><body><video src='ok.ts'/></body></smil>",
+    "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    "asx": b"<asx version='3.0'><entry><ref href='http://h/a'/></entry></asx>",
+}
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord", "opencv"])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_no_file_leads_to_another(
+    counter: Rendered, tmp_path: Path, kind: str, backend: str
+) -> None:
+    (tmp_path / "ok.ts").write_bytes(counter("h264_late.ts")[1].read_bytes())
+    path = tmp_path / "x.mp4"
+    path.write_bytes(PLAYLISTS[kind])
+    reader = open_reader(Catalogue.from_items({"v": path}), backend)
+    with pytest.raises(RefusedVideo) as caught:
+        reader.read(Request("v", (Frames((0.0,)),)))
+    assert caught.value.reason == "hostile"
+
+
+def test_a_path_is_never_an_address(tmp_path: Path) -> None:
+    for name in ("http://127.0.0.1:9/a.mp4", "concat:a.ts|b.ts", "data:video/mp4;base64,AAAA"):
+        with pytest.raises(VideoError) as caught:
+            probe(name)
+        assert caught.value.reason == "missing"
+
+
+def test_a_movie_reference_to_another_file_is_not_followed(
+    counter: Rendered, tmp_path: Path
+) -> None:
+    data = bytearray(counter("h264_ip.mp4")[1].read_bytes())
+    place = data.find(b"url \x00\x00\x00\x01")
+    assert place > 0
+    data[place + 4 : place + 8] = b"\x00\x00\x00\x00"  # no longer "in this file"
+    path = tmp_path / "x.mp4"
+    path.write_bytes(data)
+    before = set(tmp_path.iterdir())
+    try:
+        assert probe(path).num_frames >= 0
+    except VideoError:
+        pass
+    assert set(tmp_path.iterdir()) == before
+
+
+def bomb(path: Path, side: int = 8192, frames: int = 60) -> Path:
+    """Flat pictures compress to nothing: gigabytes of pixels in a few hundred kilobytes."""
+    with av.open(str(path), "w") as media:
+        stream = media.add_stream("libx264", rate=25)
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.options = {"preset": "ultrafast", "crf": "51"}
+        frame = av.VideoFrame(side, side, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        for number in range(frames):
+            frame.pts = number
+            media.mux(stream.encode(frame))
+        media.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.slow
+def test_a_bomb_is_refused_at_open(tmp_path: Path) -> None:
+    path = bomb(tmp_path / "bomb.mp4", frames=12)
+    assert path.stat().st_size < 250_000
+    began = time.monotonic()
+    with pytest.raises(RefusedVideo, match="8192x8192") as caught:
+        probe(path)
+    assert caught.value.reason == "over_limit"
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_header_that_hides_its_size_is_refused_too(counter: Rendered, tmp_path: Path) -> None:
+    data = bytearray(counter("h264_ip.mp4")[1].read_bytes())
+    place = data.find(b"avc1", data.find(b"stsd")) + 4
+    assert struct.unpack(">HH", data[place + 24 : place + 28]) == (160, 96)
+    data[place + 24 : place + 28] = struct.pack(">HH", 16, 16)
+    path = tmp_path / "x.mp4"
+    path.write_bytes(data)
+    with pytest.raises(VideoError):
+        probe(path, Limits(max_pixels=160 * 96 - 1))
+    assert probe(path, Limits(max_pixels=160 * 96)).width == 160
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(max_pixels=1000), Limits(max_frames=59), Limits(max_bytes=1000)],
+)
+def test_limits_are_named(counter: Rendered, limits: Limits) -> None:
+    with pytest.raises(RefusedVideo, match="limit|more than") as caught:
+        probe(counter("h264_ip.mp4")[1], limits)
+    assert caught.value.reason == "over_limit"
+
+
+def test_a_reply_has_a_limit(counter: Rendered) -> None:
+    reader = open_reader(Catalogue.from_items({"v": counter("h264_ip.mp4")[1]}))
+    with pytest.raises(RefusedVideo, match="bytes was asked"):
+        reader.read(Request("v", (Frames((0.0,), size=Size(100_000, 100_000)),)))
+    with pytest.raises(RefusedVideo, match="bytes was asked"):
+        reader.read(Request("v", (Audio(0.0, 1e9, 48000),)))
+    for times in ((float("nan"),), (float("inf"),)):
+        with pytest.raises(FrameUnavailable, match="finite"):
+            reader.read(Request("v", (Frames(times),)))
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"", "empty"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not_video"),
+        (b"\xff\xd8\xff\xe0" + bytes(100), "not_video"),
+        (b"PK\x03\x04" + bytes(100), "not_video"),
+        (b"ID3\x04" + bytes(100), "no_video_stream"),
+        (b"RIFF\x00\x00\x00\x00WAVE" + bytes(100), "no_video_stream"),
+        (np.random.default_rng(0).bytes(5000), "not_video"),
+        (bytes(5000), "not_video"),
+    ],
+)
+def test_the_first_bytes_decide(tmp_path: Path, head: bytes, reason: str) -> None:
+    path = tmp_path / "x.mp4"
+    path.write_bytes(head)
+    with pytest.raises(VideoError) as caught:
+        probe(path)
+    assert caught.value.reason == reason
+
+
+def test_a_folder_or_a_pipe_is_no_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path, tmp_path / "pipe.mp4", Path("/dev/zero")):
+        with pytest.raises(UnreadableVideo, match="no regular file"):
+            probe(path)

@@ -1,0 +1,83 @@
+"""A folder of JPEGs answers like a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.video.counter_video import number_of, picture
+
+from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo
+from rushes.video.catalogue import open_catalogue
+from rushes.video.limits import Limits
+from rushes.video.readers import open_reader
+from rushes.video.request import Audio, Box, Frames, Request, Size
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for kind, width, height in (("video_frames", 320, 192), ("video_frames_lr", 80, 48)):
+        out = tmp_path / kind / "clip"
+        out.mkdir(parents=True)
+        for i in range(12):
+            # The small neighbours count from 100, so that a test sees where a picture came from.
+            shown = i if kind == "video_frames" else 100 + i
+            Image.fromarray(picture(shown, width, height)).save(out / f"clip_{i:03d}.jpg")
+    return tmp_path / "video_frames"
+
+
+def test_times_are_i_over_fps(folder: Path) -> None:
+    reader = open_reader(open_catalogue(folder))
+    info = reader.describe("clip")
+    assert (info.num_frames, info.fps, info.width, info.height) == (12, 6.0, 320, 192)
+    reply = reader.read(Request("clip", (Frames((0.0, 0.17, 1.0, 9.0)),)))
+    assert [number_of(x) for x in reply.arrays["frames"]] == [0, 1, 6, 11]
+    assert reply.status["frames"].tolist() == [0, 0, 0, 1]
+    with pytest.raises(FrameUnavailable):
+        reader.read(Request("clip", (Frames((2.0,)),), policy="strict"))
+
+
+def test_the_sidecar_tells_the_rate(folder: Path) -> None:
+    (folder / "frames.json").write_text(json.dumps({"fps": 3}))
+    reader = open_reader(open_catalogue(folder))
+    assert reader.describe("clip").duration == 4.0
+
+
+def test_small_frames_come_from_the_small_folder(folder: Path) -> None:
+    reader = open_reader(open_catalogue(folder))
+    outputs = (
+        Frames((0.5,), name="high"),
+        Frames((0.5,), size=Size(48, 80), name="low"),
+        Frames((0.5,), size=Size(96, 160), name="half"),
+        Frames((0.5,), size=Size(24, 20), crop=Box(0, 160, 192, 160), name="crop"),
+    )
+    reply = reader.read(Request("clip", outputs))
+    assert number_of(reply.arrays["high"][0]) == 3
+    assert number_of(reply.arrays["low"][0]) == 103
+    assert number_of(reply.arrays["half"][0]) == 3
+    expected = reply.arrays["high"][0][:, 160:].reshape(24, 8, 20, 8, 3).mean((1, 3))
+    assert np.abs(reply.arrays["crop"][0] - expected).mean() < 2
+
+
+def test_frames_are_ordered_by_number(tmp_path: Path) -> None:
+    out = tmp_path / "videos" / "v"
+    out.mkdir(parents=True)
+    for i in range(11):
+        Image.fromarray(picture(i, 64, 48)).save(out / f"v_{i}.jpg")
+    reader = open_reader(open_catalogue(tmp_path / "videos"))
+    reply = reader.read(Request("v", (Frames((2 / 6, 10 / 6)),)))
+    assert [number_of(x) for x in reply.arrays["frames"]] == [2, 10]
+
+
+def test_what_images_cannot_give(folder: Path) -> None:
+    reader = open_reader(open_catalogue(folder))
+    with pytest.raises(FrameUnavailable, match="frames only"):
+        reader.read(Request("clip", (Audio(0, 1),)))
+    (folder / "clip" / "clip_003.jpg").write_bytes(b"no picture")
+    with pytest.raises(UnreadableVideo, match="clip_003"):
+        reader.read(Request("clip", (Frames((0.5,)),)))
+    with pytest.raises(RefusedVideo):
+        open_reader(open_catalogue(folder), limits=Limits(max_pixels=1000)).describe("clip")
