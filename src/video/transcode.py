@@ -1,0 +1,457 @@
+"""Makes video files from video files: builds and runs ffmpeg, checks the result, renames it.
+
+The result is written aside, its frame count and times are held against the source's, and only then
+it takes its name: what bears its name is whole. Times in seconds from the first frame are kept
+unless another frame rate is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import ffmpeg
+import numpy as np
+
+from rushes.errors import BackendMissing, ConfigError, DecodeTimeout, UnreadableVideo
+from rushes.video.catalogue import Source
+from rushes.video.index import NO_TIME, VideoIndex
+from rushes.video.limits import Limits
+from rushes.video.media import file_url
+from rushes.video.probe import build_index, probe
+from rushes.video.request import TIME_SLACK, VideoInfo
+
+Codec = Literal["h264", "hevc", "vp9", "av1", "mpeg4"]
+
+ENCODERS: dict[str, str] = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "vp9": "libvpx-vp9",
+    "av1": "libsvtav1",
+    "mpeg4": "mpeg4",
+}
+
+_TICKS = 60_000
+"""Ticks a second of the written time base; divides by all common rates."""
+_TIME_TOLERANCE = 0.002
+"""Seconds; Matroska keeps milliseconds."""
+_MP4_CODECS = frozenset(("h264", "hevc", "mpeg4", "av1", "vp9", "mpeg2video", "mpeg1video"))
+_FORMATS = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a video is compressed.
+
+    Attributes:
+        fps: frames a second; None keeps every frame at its time.
+        height: of the result in pixels, never above the source's; None keeps the size.
+        gop: largest distance of key frames, in frames.
+        crf: constant quality; lower is better and larger.
+        codec: of the pictures.
+        preset: speed of the encoder, by its own names.
+        audio: keep the first sound track (as it is where it is AAC), or leave it out.
+        threads: of each ffmpeg process.
+        timeout: seconds for one video; None allows 60 s and 30 times its duration.
+    """
+
+    fps: float | None = None
+    height: int | None = None
+    gop: int = 12
+    crf: int = 23
+    codec: Codec = "h264"
+    preset: str | None = None
+    audio: bool = True
+    threads: int = 1
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise ConfigError(f"fps={self.fps}: expected above 0 and at most 1000")
+        if self.height is not None and self.height < 2:
+            raise ConfigError(f"height={self.height}: expected at least 2 pixels")
+        if self.gop < 1:
+            raise ConfigError(f"gop={self.gop}: expected at least 1 frame")
+        if self.codec not in ENCODERS:
+            raise ConfigError(f"codec={self.codec!r}: expected one of {sorted(ENCODERS)}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was made.
+
+    Attributes:
+        info: what the new file holds.
+        start: seconds of the source at which it begins; not always what was asked when copying.
+        damaged: the source was; what could be decoded of it is there.
+    """
+
+    info: VideoInfo
+    start: float = 0.0
+    damaged: bool = False
+
+
+@cache
+def ffmpeg_binary() -> str:
+    """The system's ffmpeg where there is one, else the binary that imageio-ffmpeg carries."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError) as error:
+        raise BackendMissing("ffmpeg", "pip install imageio-ffmpeg") from error
+
+
+@cache
+def _knows_fps_mode(binary: str) -> bool:
+    """`-fps_mode` came with 5.1; `-vsync` went with 8."""
+    shown = subprocess.run(
+        [binary, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    ).stdout
+    version = re.search(r"version n?(\d+)\.(\d+)", shown)
+    return version is None or (int(version[1]), int(version[2])) >= (5, 1)
+
+
+def keep_times() -> dict[str, Any]:
+    """Output options that neither drop nor repeat frames."""
+    name = "fps_mode" if _knows_fps_mode(ffmpeg_binary()) else "vsync"
+    return {name: "passthrough", "enc_time_base": f"1/{_TICKS}"}
+
+
+def source_input(source: Source, index: VideoIndex, **options: Any) -> Any:
+    """The ffmpeg-python input of a probed file: its own demuxer only, files only."""
+    if (index.pts == NO_TIME).all() and (index.dts == NO_TIME).all():
+        options["r"] = index.info.fps
+    return ffmpeg.input(
+        file_url(source.path),
+        f=index.container,
+        protocol_whitelist="file,pipe",
+        format_whitelist=_FORMATS.get(index.container, index.container),
+        **options,
+    )
+
+
+def run_ffmpeg(stream: Any, video: str, timeout: float | None) -> None:
+    """Run an ffmpeg-python graph.
+
+    Raises:
+        UnreadableVideo: ffmpeg failed; the text holds the end of what it said.
+        DecodeTimeout: it took longer than `timeout` seconds and was killed.
+    """
+    arguments = ("-nostdin", "-hide_banner", "-loglevel", "error")
+    argv = stream.global_args(*arguments).compile(cmd=ffmpeg_binary(), overwrite_output=True)
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DecodeTimeout(video, f"ffmpeg ran longer than {timeout:.0f} s") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
+        detail = " | ".join(said) or "no message"
+        raise UnreadableVideo(video, f"ffmpeg ended with {done.returncode}: {detail}")
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A path beside `target` that takes its name when the block ends well, and goes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mine = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    aside = target.with_name(f".{target.name}.{mine}.part")
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove_torn(folder: Path) -> int:
+    """Remove what killed runs left aside; files of living processes and other machines stay."""
+    removed = 0
+    host = re.escape(socket.gethostname())
+    for path in folder.rglob(".*.part"):
+        found = re.search(rf"\.{host}-(\d+)-\d+\.part$", path.name)
+        if found and not _alive(int(found[1])):
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def picture_size(info: VideoInfo, height: int | None) -> tuple[int, int]:
+    """Width and height of the result: even, square pixels, never enlarged."""
+    high = min(height or info.height, info.height)
+    wide = info.width * high / info.height
+    return max(2, 2 * round(wide / 2)), max(2, 2 * round(high / 2))
+
+
+def encoding(settings: Settings, info: VideoInfo) -> dict[str, Any]:
+    """Output options of the pictures."""
+    width, height = picture_size(info, settings.height)
+    encoder = ENCODERS[settings.codec]
+    options: dict[str, Any] = {
+        "c:v": encoder,
+        "pix_fmt": "yuv420p",
+        "g": settings.gop,
+        "threads": settings.threads,
+        "vf": f"scale={width}:{height},setsar=1",
+        "video_track_timescale": _TICKS,
+        "movflags": "+faststart",
+        "map_metadata": -1,
+        "f": "mp4",
+    }
+    if encoder == "mpeg4":
+        options["q:v"] = max(2, settings.crf // 5)
+    else:
+        options["crf"] = settings.crf
+    default = {"libx264": "veryfast", "libx265": "veryfast", "libsvtav1": "8"}.get(encoder)
+    if encoder == "libvpx-vp9":
+        options |= {"b:v": 0, "deadline": "good", "cpu-used": settings.preset or "4"}
+    elif settings.preset or default:
+        options["preset"] = settings.preset or default
+    return options
+
+
+def compress(
+    source: Source, target: Path, settings: Settings, limits: Limits | None = None
+) -> Result:
+    """Compress one file into an MP4.
+
+    Raises:
+        VideoError: the source is bad, or the result does not hold what it should.
+    """
+    index = build_index(source, limits or Limits())
+    info = index.info
+    options = encoding(settings, info)
+    if settings.fps is None:
+        options |= keep_times()
+    else:
+        # Frame i of the result is the one on screen at i / fps.
+        rate = f"setpts=PTS-STARTPTS,fps={settings.fps:.9g}:round=up"
+        options["vf"] = f"{rate},{options['vf']}"
+    given = source_input(source, index)
+    streams = [given[str(index.stream)]]
+    if settings.audio and info.audio:
+        streams.append(given["a:0"])
+        options["c:a"] = "copy" if info.audio[0].codec == "aac" else "aac"
+    with written_aside(target) as aside:
+        graph = ffmpeg.output(*streams, file_url(aside), **options)
+        run_ffmpeg(graph, source.video_id, _allowed(settings.timeout, info.duration))
+        made = probe(Source("file", source.video_id, aside))
+        _verify(source.video_id, info, made, settings)
+    return Result(made, damaged=info.damaged)
+
+
+def _allowed(timeout: float | None, duration: float) -> float:
+    return timeout if timeout is not None else 60.0 + 30.0 * duration
+
+
+def _verify(video: str, source: VideoInfo, made: VideoInfo, settings: Settings) -> None:
+    """Hold the result's frames and times against the source's."""
+    if settings.audio and source.audio and not made.audio:
+        raise UnreadableVideo(video, "the result lost its sound")
+    if source.damaged:
+        return  # what the decoder can save differs from build to build
+    if settings.fps is None:
+        check_times(video, source.frame_times, made.frame_times)
+        return
+    want = max(1.0, source.duration * settings.fps)
+    if abs(made.num_frames - want) > 1.5:
+        raise UnreadableVideo(video, f"the result has {made.num_frames} frames, not {want:.1f}")
+    regular = np.arange(made.num_frames) / settings.fps
+    check_times(video, regular, made.frame_times)
+
+
+def check_times(video: str, wanted: Any, found: Any) -> None:
+    """Raise `UnreadableVideo` unless both are the same frames at the same times (seconds)."""
+    if len(wanted) != len(found):
+        raise UnreadableVideo(video, f"the result has {len(found)} frames, not {len(wanted)}")
+    worst = float(np.abs(np.asarray(wanted) - np.asarray(found)).max(initial=0.0))
+    if worst > _TIME_TOLERANCE:
+        raise UnreadableVideo(
+            video, f"frames of the result are off by {worst:.4f} s, the limit is {_TIME_TOLERANCE}"
+        )
+
+
+def cut(
+    source: Source,
+    target: Path,
+    start: float,
+    end: float,
+    settings: Settings,
+    copy: bool = False,
+    index: VideoIndex | None = None,
+) -> Result:
+    """Cut [start, end) seconds out of one file, exact to the frame.
+
+    Args:
+        copy: move packets without decoding; the cut then begins at the key frame before `start`,
+            and the result says where.
+        index: of the source, where it is known already (many clips of one film).
+
+    Raises:
+        VideoError: the source is bad, ends before `start`, or the result is not what it should be.
+    """
+    index = index or build_index(source, Limits())
+    info = index.info
+    first = max(0, int(np.searchsorted(info.frame_times, start + TIME_SLACK, side="right")) - 1)
+    last = int(np.searchsorted(info.frame_times, end - TIME_SLACK))
+    if not 0 <= start < end or start >= info.duration:
+        raise UnreadableVideo(
+            source.video_id,
+            f"no stretch {start}..{end} s in {info.duration:.3f} s",
+            "frame_unavailable",
+        )
+    if copy:
+        first = int(info.keyframes[info.keyframes <= first].max(initial=0))
+    begin = float(info.frame_times[first])
+    with written_aside(target) as aside:
+        graph = (_copied if copy else _recoded)(source, index, first, last, aside, settings)
+        run_ffmpeg(graph, source.video_id, _allowed(settings.timeout, end - begin))
+        made = probe(Source("file", source.video_id, aside))
+        if copy:
+            _verify_copy(source, index, first, last, made, aside)
+        elif not info.damaged:
+            wanted = info.frame_times[first:last] - begin
+            check_times(source.video_id, wanted, made.frame_times)
+    return Result(made, start=begin, damaged=info.damaged)
+
+
+def _bounds(index: VideoIndex, first: int, last: int) -> tuple[float, float]:
+    """Times between frames, in the file's own clock: nothing depends on rounding."""
+    times, info = index.info.frame_times, index.info
+    before = (times[first - 1] + times[first]) / 2 if first else times[0] - 0.001
+    after = (times[last - 1] + times[last]) / 2 if last < len(times) else info.duration + 1.0
+    return info.start + float(before), info.start + float(after)
+
+
+def _recoded(
+    source: Source, index: VideoIndex, first: int, last: int, aside: Path, settings: Settings
+) -> Any:
+    info = index.info
+    begin, end = _bounds(index, first, last)
+    # Seeking is only a short cut: the filters below choose the frames. The container's clock may
+    # begin before the pictures do, never after.
+    skip = max(0.0, float(info.frame_times[first]) - 3.0)
+    given = source_input(source, index, copyts=None, ss=f"{skip:.3f}")
+    options = encoding(settings, info) | keep_times()
+    options["vf"] = f"trim={begin:.6f}:{end:.6f},setpts=PTS-STARTPTS,{options['vf']}"
+    streams = [given[str(index.stream)]]
+    if settings.audio and info.audio:
+        streams.append(given["a:0"])
+        start = info.start + float(info.frame_times[first])
+        options["af"] = f"atrim={start:.6f}:{end:.6f},asetpts=PTS-{start:.6f}/TB"
+        options["c:a"] = "aac"
+    return ffmpeg.output(*streams, file_url(aside), **options)
+
+
+def _copied(
+    source: Source, index: VideoIndex, first: int, last: int, aside: Path, settings: Settings
+) -> Any:
+    info = index.info
+    times = info.frame_times
+    begin = float(times[first])
+    end = float(times[last]) if last < len(times) else info.duration
+    if info.codec not in _MP4_CODECS or index.container == "avi":
+        # AVI says no presentation times: what would be copied cannot be told.
+        raise UnreadableVideo(
+            source.video_id,
+            f"{info.codec} in {index.container} cannot be copied into MP4; cut without copying",
+        )
+    given = source_input(source, index, noaccurate_seek=None, ss=f"{begin + 0.001:.6f}")
+    streams = [given[str(index.stream)]]
+    if settings.audio and info.audio:
+        streams.append(given["a:0"])
+    return ffmpeg.output(
+        *streams,
+        file_url(aside),
+        c="copy",
+        t=f"{end - begin:.6f}",
+        avoid_negative_ts="make_zero",
+        map_metadata=-1,
+        f="mp4",
+    )
+
+
+def _verify_copy(
+    source: Source, index: VideoIndex, first: int, last: int, made: VideoInfo, aside: Path
+) -> None:
+    """The copy must begin with the very packet of the key frame and hold about what was asked."""
+    copied = build_index(Source("file", source.video_id, aside), Limits())
+    wanted = int(index.sizes[index.frame_packets[first]])
+    found = int(copied.sizes[copied.frame_packets[0]])
+    # Containers may change how a packet is framed, by a few bytes a slice.
+    if abs(wanted - found) > 64:
+        raise UnreadableVideo(source.video_id, "the copy does not begin at the key frame")
+    if abs(made.num_frames - (last - first)) > 8:
+        raise UnreadableVideo(
+            source.video_id, f"the copy has {made.num_frames} frames, not about {last - first}"
+        )
+
+
+def gif_to_mp4(source: Source, target: Path, settings: Settings) -> Result:
+    """Make an MP4 of an animated GIF, WebP or PNG; every frame keeps its time."""
+    with source.path.open("rb") as file:
+        head = file.read(16)
+    if head[:4] == b"GIF8":
+        return compress(source, target, settings)
+    from rushes.video.animation import write_animation
+
+    with written_aside(target) as aside:
+        times = write_animation(source, aside, settings)
+        made = probe(Source("file", source.video_id, aside))
+        check_times(source.video_id, times, made.frame_times)
+    return Result(made)
+
+
+def is_done(target: Path, source: Path) -> bool:
+    """Whether `target` was made already, after its source was last changed."""
+    try:
+        made = target.stat()
+        return made.st_size > 0 and made.st_mtime >= source.stat().st_mtime
+    except OSError:
+        return False
+
+
+__all__: Sequence[str] = (
+    "ENCODERS",
+    "Codec",
+    "Result",
+    "Settings",
+    "check_times",
+    "compress",
+    "cut",
+    "ffmpeg_binary",
+    "gif_to_mp4",
+    "is_done",
+    "keep_times",
+    "picture_size",
+    "remove_torn",
+    "run_ffmpeg",
+    "source_input",
+    "written_aside",
+)
