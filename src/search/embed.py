@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rushes.api import VideoText
+from rushes.datasets.record import Record
 from rushes.datasets.record_store import open_records
 from rushes.embeddings import EmbeddingWriter, Rows
 from rushes.errors import VideoError
@@ -50,14 +51,15 @@ def main(argv: Sequence[str]) -> int:
     with EmbeddingWriter(options.out, header, options.format, part_rows=64) as writer:
         new = [video for video in wanted if video not in writer.keys]
         for video in tqdm(new, desc="encoding", unit="video"):
-            try:
-                rows = {f"video_{options.level}": encode(model, reader, video, length)}
-            except VideoError as error:
-                failed.append(error)
-                continue
+            rows: dict[str, Rows] = {}
             if video in captions:
                 rows["text_text"] = Rows(model.encode_text(captions[video]))
-            writer.add(video, rows)
+            try:
+                rows[f"video_{options.level}"] = encode(model, reader, video, length)
+            except VideoError as error:
+                failed.append(error)
+            if rows:  # captions of a video that cannot be read stay: they count as not covered
+                writer.add(video, rows)
         total = len(writer.keys)
     reader.close()
     missing = sorted(set(captions) - set(wanted))
@@ -66,8 +68,7 @@ def main(argv: Sequence[str]) -> int:
         f"{f', {len(failed)} could not be read' if failed else ''}"
         f"{f', {len(missing)} of the annotations are not there' if missing else ''}\n"
     )
-    for error in failed:
-        sys.stdout.write(f"  {error}\n")
+    sys.stdout.writelines(f"  {error}\n" for error in failed)
     return 0
 
 
@@ -82,8 +83,6 @@ def read_captions(options: Any) -> dict[str, list[str]]:
 def encode(model: VideoText, reader: VideoReader, video: str, length: float | None) -> Rows:
     """The rows of one video."""
     if length is None:
-        from rushes.datasets.record import Record
-
         duration = reader.describe(video).duration
         ((_, encoded),) = model.encode_records([Record(video)], reader)
         if isinstance(encoded, VideoError):
@@ -92,6 +91,4 @@ def encode(model: VideoText, reader: VideoReader, video: str, length: float | No
         return Rows(vector, np.asarray([[0.0, duration]]))
     duration = reader.describe(video).duration
     spans = windows(duration, (length,), 1.0) if duration > length else [Span(0.0, duration)]
-    return encode_spans(
-        model, reader, video, [s for s in spans if s.end - s.start <= length + 1e-9]
-    )
+    return encode_spans(model, reader, video, [s for s in spans if s.end - s.start < length + 1e-6])

@@ -104,7 +104,9 @@ class Library:
 
     def _moments(self, scores: Array, rows: npt.NDArray[np.int64]) -> list[Moment]:
         return [
-            Moment(self.videos[row], *map(float, self.times[row]), float(score))
+            Moment(
+                self.videos[row], float(self.times[row, 0]), float(self.times[row, 1]), float(score)
+            )
             for score, row in zip(scores, rows.tolist(), strict=True)
             if row >= 0
         ]

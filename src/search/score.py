@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps({"retrieval": found}, indent=1) + "\n", "utf-8")
     names = ("r1", "r5", "r10", "r50", "median_rank", "mean_rank")
-    rows = [("", *names)]
+    rows: list[tuple[str, ...]] = [("", *names)]
     for way in ("t2v", "v2t"):
         rows.append((way, *(f"{found[f'{way}_{name}']:.4g}" for name in names)))
     sys.stdout.write(table(rows) + "\n")
@@ -51,20 +51,30 @@ def score(folder: Path, samples: int = 0) -> dict[str, Any]:
             f"{folder}: has {sorted(tables)}; scoring needs videos and texts: rushes embed "
             "--annotations FILE"
         )
-    videos = tables[name]
+    videos = _readable(tables[name])
     place = {key: row for row, key in enumerate(videos.keys)}
-    owners = [place[texts.keys[i]] for i in texts.owners]
-    pairs = torch.tensor([(row, owner) for row, owner in enumerate(owners)])
-    forward, backward = rank_both(_scorer(texts, videos), pairs)
+    owners = np.asarray([place.get(key, -1) for key in texts.keys])[texts.owners]
+    judged = owners >= 0
+    if not judged.any():
+        raise StorageError(f"{folder}: no text of a readable video")
+    pairs = torch.from_numpy(np.stack([np.arange(judged.sum()), owners[judged]], 1))
+    queries = torch.from_numpy(texts.values[judged])
+    forward, backward = rank_both(_scorer(queries, videos), pairs)
     out: dict[str, Any] = summarise_retrieval(forward, backward, samples=samples)
-    readable = float((videos.num > 0).mean())
-    out.update(num_queries=len(owners), num_videos=len(videos.keys), coverage=readable)
-    out["chance_r1"] = 1 / len(videos.keys)
+    everything = set(texts.keys) | set(tables[name].keys)
+    out.update(num_queries=int(judged.sum()), num_videos=len(videos.keys))
+    out.update(coverage=len(videos.keys) / len(everything), chance_r1=1 / len(videos.keys))
     return out
 
 
-def _scorer(texts: Table, videos: Table) -> Scorer:
-    queries = torch.from_numpy(texts.values)
+def _readable(videos: Table) -> Table:
+    """The samples that have rows; those without could not be read."""
+    there = videos.num > 0
+    keys = tuple(key for key, has in zip(videos.keys, there, strict=True) if has)
+    return Table(keys, videos.values, videos.num[there], videos.times)
+
+
+def _scorer(queries: torch.Tensor, videos: Table) -> Scorer:
     if (videos.num == 1).all():
         return EmbeddingScorer(queries, torch.from_numpy(videos.values))
     # Videos differ in rows: short ones repeat their last, which changes no maximum.
