@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rushes.configs.load import build_config
 from rushes.configs.schema import RunConfig
 from rushes.modeling.build import build_model
-from rushes.modeling.losses import clip_cross_entropy, pool_clips
+from rushes.modeling.losses import clip_cross_entropy, contrastive, pool_clips
 from rushes.modeling.model import VideoTextModel
 from rushes.modeling.weights import load_weights
 
@@ -108,6 +108,10 @@ def run_case(model: VideoTextModel, case: Mapping[str, Any], arrays: Mapping[str
                 out[theirs] = encoded.embeddings[ours]
     if "grid_high" not in out and model.config.model.inputs == "high":
         out["grid_high"] = out["middle_feature"]
+    if {"text_features", "vis_features"} <= out.keys():
+        scores = out["text_features"] @ out["vis_features"].t()
+        temperature = case["config"].get("temp", 0.05)
+        out["itc_loss"] = contrastive(scores, torch.arange(len(scores)), temperature)
     if model.cross_encoder is not None:
         _cross(model, case, inputs, video["video", "token"], text["text", "token"], out)
     return out

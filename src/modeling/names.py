@@ -150,7 +150,7 @@ def image_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     inside = (name.split(".") for name in names if name.startswith("blocks."))
     blocks = list(dict.fromkeys(".".join(parts[1:3]) for parts in inside))
     expanding = {n.rsplit(".", 2)[0] for n in names if ".conv_pwl." in n}
-    out = {}
+    out: dict[str, tuple[str, ...]] = {}
     for name in names:
         flat = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", plain[name])
         out[name] = (name, plain[name], flat, _numbered(name, blocks, expanding))

@@ -52,7 +52,7 @@ class AutoTextEncoder(nn.Module):
             raise ConfigError(
                 f"model.text.max_length={max_length}: {source} has {positions} positions"
             )
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         self.model = getattr(model, "text_model", model)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None

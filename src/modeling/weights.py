@@ -150,7 +150,7 @@ def _translate(
     for name, value in published.items():
         if name in table:
             offered[table[name]] = value
-        elif name.startswith(DEAD) or name in ALIASES or _elsewhere(name):
+        elif name in ALIASES or name.startswith((*DEAD, *_ELSEWHERE[kind])):
             unused.append(name)
         else:
             offered[name] = value
@@ -175,12 +175,11 @@ def _translate_encoder(
     return offered, tuple(unused)
 
 
-_PUBLISHED = ("cnn.", "cnn_low.", "grid_encoder", "timesformer.", "transformer.")
-
-
-def _elsewhere(name: str) -> bool:
-    """Whether a published name belongs to a part that this model was built without."""
-    return name.startswith(_PUBLISHED)
+_ELSEWHERE: dict[Kind, tuple[str, ...]] = {
+    "model": ("cnn.", "cnn_low.", "grid_encoder", "timesformer.", "transformer."),
+    "bert": ("transformer.bert.", "transformer.cls."),
+}
+"""Beginnings of published names: what is not used of them is of a part that was not built."""
 
 
 def _translate_images(

@@ -118,7 +118,7 @@ class ThreadWorld(SingleWorld):
         return torch.cat(self._exchange(tensor.detach()))
 
     def all_gather_with_grad(self, tensor: Tensor) -> Tensor:
-        gathered: Tensor = _Gather.apply(tensor, self)
+        gathered: Tensor = _Gather.apply(tensor, self)  # type: ignore[no-untyped-call]
         return gathered
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         world = ctx.world
         total = torch.stack(world._exchange(gradient)).sum(0)
-        return total.split(ctx.rows)[world.rank], None
+        return torch.split(total, ctx.rows)[world.rank], None
 
 
 def on_ranks(size: int, function: Callable[[ThreadWorld], Any]) -> list[Any]:

@@ -43,7 +43,7 @@ def test_frozen_parts_keep_their_bits_and_the_rest_moves(part: str, frozen_norm:
             figures = objective(encoded, small_batch(), SingleWorld(), torch.Generator())
             total = total + next(v for k, v in figures.items() if k.endswith("_loss"))
         optimizer.zero_grad()
-        total.backward()
+        torch.autograd.backward(total)
         optimizer.step()
     after = model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -27,7 +27,7 @@ def run(model: VideoTextModel, batch: Batch, world: World | None = None) -> dict
     for _, objective in model.objectives(0).values():
         figures |= objective(encoded, batch, world or SingleWorld(), generator)
     losses_only = [value for name, value in figures.items() if name.endswith("_loss")]
-    torch.stack(losses_only).sum().backward()
+    torch.autograd.backward(torch.stack(losses_only).sum())
     return figures
 
 
