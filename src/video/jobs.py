@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from rushes.errors import BackendMissing, ConfigError, VideoError
+from rushes.errors import AnnotationError, BackendMissing, ConfigError, VideoError
 from rushes.log import get_logger
 
 Engine = Literal["local", "ray"]
@@ -242,17 +242,21 @@ def wanted_ids(options: argparse.Namespace) -> list[str] | None:
         return None
     path = (options.workdir or Path()) / options.vidfile
     path = path if path.exists() else options.vidfile
-    ids: dict[str, None] = {}
-    number = 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):  # noqa: B007
-            if line.strip():
-                row = json.loads(line)
-                ids[str(row.get("clip_id") or row.get("video") or row["video_id"])] = None
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"vidfile={path}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}:{number}: needs a JSON object with clip_id: {error}") from error
+    ids: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            ids[str(row.get("clip_id") or row.get("video") or row["video_id"])] = None
+        except (ValueError, KeyError, AttributeError) as error:
+            raise AnnotationError(
+                f"needs a JSON object with clip_id: {error!r}", str(path), number
+            ) from error
     return list(ids)
 
 
