@@ -121,7 +121,7 @@ def open_media(source: Source, container: str, limits: Limits, cut: bool = False
         for stream in media.streams.video:
             context = stream.codec_context
             if context is not None:
-                context.options = {**context.options, "max_pixels": str(limits.max_pixels)}
+                context.options = {**context.options, "max_pixels": codec_pixels(limits)}
         yield media
     finally:
         media.close()
@@ -130,6 +130,15 @@ def open_media(source: Source, container: str, limits: Limits, cut: bool = False
 def file_url(path: Path) -> str:
     """A path that FFmpeg cannot take for an address, whatever characters it holds."""
     return "file:" + os.path.abspath(path)
+
+
+def codec_pixels(limits: Limits) -> str:
+    """`max_pixels` for a codec: it counts padded buffers too, so the picture itself needs room.
+
+    Sizes are judged by the true limit when a file is indexed; this bound stops a stream that
+    changes its size later.
+    """
+    return str(2 * limits.max_pixels + 2**16)
 
 
 def bare_context(codec: str, extradata: bytes, limits: Limits, threads: int, strict: bool) -> Any:
@@ -146,7 +155,7 @@ def bare_context(codec: str, extradata: bytes, limits: Limits, threads: int, str
         context.extradata = extradata
     context.thread_count = threads
     context.thread_type = "AUTO" if threads > 1 else "NONE"
-    options = {"max_pixels": str(limits.max_pixels), "strict": "1"}
+    options = {"max_pixels": codec_pixels(limits), "strict": "1"}
     if strict:
         options["err_detect"] = "explode"
     context.options = options

@@ -108,7 +108,7 @@ def test_a_header_that_hides_its_size_is_refused_too(counter: Rendered, tmp_path
     path.write_bytes(data)
     with pytest.raises(VideoError):
         probe(path, Limits(max_pixels=160 * 96 - 1))
-    assert probe(path, Limits(max_pixels=160 * 96)).width == 160
+    assert probe(path, Limits(max_pixels=160 * 96)).coded_width == 160
 
 
 @pytest.mark.parametrize(
