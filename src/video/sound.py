@@ -54,9 +54,23 @@ def read_sound(
 
 
 def sound_between(
-    source: Source, container: str, origin: float, asked: Audio, policy: str, limits: Limits
+    source: Source,
+    container: str,
+    origin: float,
+    asked: Audio,
+    policy: str,
+    limits: Limits,
+    tick: float = 0.0,
 ) -> Samples:
-    """The same from any file with sound: `origin` is the time in it from which seconds count."""
+    """The same from any file with sound.
+
+    Args:
+        source: the file or its bytes.
+        container: the demuxer that opens it.
+        origin: the time in it from which seconds count.
+        asked, policy, limits: as for `read_sound`.
+        tick: resolution in seconds that its stamps once had, where they were rewritten since.
+    """
     if not (math.isfinite(asked.start) and asked.end >= asked.start and asked.rate > 0):
         detail = f"no window of sound: [{asked.start}, {asked.end}) s at {asked.rate} Hz"
         raise FrameUnavailable(source.video_id, detail)
@@ -66,7 +80,7 @@ def sound_between(
         native = stream.codec_context.rate
         margin = _ZEROS * max(1.0, native / asked.rate) / native + 2.0 / native
         begin, end = origin + asked.start, origin + asked.end
-        piece = _decode_window(source, media, stream, begin - margin, end + margin)
+        piece = _decode_window(source, media, stream, begin - margin, end + margin, tick)
     if policy == "strict" and not piece.covers(begin, end):
         detail = f"[{asked.start}, {asked.end}) s of sound asked, it does not last that long"
         raise FrameUnavailable(source.video_id, detail)
@@ -87,9 +101,12 @@ class _Piece:
         return low <= begin + 0.05 and end <= high + 0.05
 
 
-def _decode_window(source: Source, media: Any, stream: Any, begin: float, end: float) -> _Piece:
+def _decode_window(
+    source: Source, media: Any, stream: Any, begin: float, end: float, tick: float
+) -> _Piece:
     rate, base = stream.codec_context.rate, float(stream.time_base)
-    coarse = base * rate > 1.01  # time stamps do not tell single samples apart
+    tick = max(tick, base)
+    coarse = tick * rate > 1.01  # time stamps do not tell single samples apart
     fixed = stream.codec_context.codec.canonical_name in _FIXED_FRAMES
     origin = None
     if coarse or begin <= _PREROLL:
@@ -110,7 +127,7 @@ def _decode_window(source: Source, media: Any, stream: Any, begin: float, end: f
             if origin is not None and place is None:
                 told = _snap(told, origin, base, rate, len(piece))
             # Stamps jitter by rounding; only a real gap moves the place.
-            tolerance = max(rate * base, rate * 0.02) if coarse else max(8.0, rate * base)
+            tolerance = max(rate * tick, rate * 0.02) if coarse else max(8.0, rate * tick)
             if place is None or abs(told - place) > tolerance:
                 place = told
             low, high = max(place, first), min(place + len(piece), last)

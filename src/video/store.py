@@ -267,8 +267,9 @@ class StoreReader:
         if track is None:
             raise FrameUnavailable(info.video_id, "sound was asked, the store keeps none of it")
         source = Source("bytes", info.video_id, data=self._chunk(clip, AUDIO))
+        origin = info.start + track["shift"]
         return sound_between(
-            source, track["container"], info.start + track["shift"], output, policy, self.limits
+            source, track["container"], origin, output, policy, self.limits, track["tick"]
         )
 
     def _features(

@@ -64,7 +64,7 @@ class StoreSettings:
     small: float = 0.25
     fps: float | None = None
     psnr: float = 37.0
-    small_psnr: float = 36.0
+    small_psnr: float = 38.0
     crf: int = 27
     all_full_size: bool = False
     audio: bool = True

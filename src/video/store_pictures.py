@@ -114,7 +114,7 @@ def _encode(pictures: Sequence[Any], length: int, crf: int) -> list[Coded]:
         "tune": "psnr",
         "forced-idr": "1",
         "x264-params": f"keyint={length}:min-keyint=1:scenecut=0:bframes={between}:b-adapt=0"
-        ":b-pyramid=none:open-gop=0:weightp=0:cabac=0:no-deblock=1:no-mbtree=1",
+        ":b-pyramid=none:open-gop=0:weightp=0:cabac=0:no-deblock=1:no-mbtree=1:chroma-qp-offset=-6",
     }
     coded: list[Coded] = []
     for number, picture in enumerate(pictures):

@@ -16,7 +16,7 @@ from rushes.video.limits import Limits
 from rushes.video.media import open_media
 
 SOUND_CONTAINER = "nut"
-"""Keeps packets as they are, with the time base of the source."""
+"""Keeps packets as they are; stamps become sample numbers."""
 _ASS_FIELDS = 8
 """Commas before the text of an event."""
 _ASS_STYLE = re.compile(r"\{[^}]*\}")
@@ -34,8 +34,9 @@ def copy_sound(
         notes: takes a line when the sound has to be left out.
 
     Returns:
-        Attributes of the track (`shift`: seconds by which its times are later than the source's),
-        and its chunks, none when it was left out.
+        Attributes of the track (`shift`: seconds by which its times are later than the source's,
+        `tick`: resolution of the source's stamps in seconds), and its chunks, none when it was left
+        out.
     """
     target = io.BytesIO()
     try:
@@ -62,7 +63,13 @@ def copy_sound(
     except (FFmpegError, ValueError, TypeError) as error:
         notes.append(f"sound left out: {error}")
         return {}, []
-    return {"kind": "sound", "container": SOUND_CONTAINER, "shift": shift}, [target.getvalue()]
+    attributes = {
+        "kind": "sound",
+        "container": SOUND_CONTAINER,
+        "shift": shift,
+        "tick": float(base),
+    }
+    return attributes, [target.getvalue()]
 
 
 def copy_cues(
