@@ -22,7 +22,8 @@ from rushes.modeling.losses import clip_cross_entropy, contrastive, pool_clips
 from rushes.modeling.model import VideoTextModel
 from rushes.modeling.weights import load_weights
 
-Outputs = dict[str, Tensor]
+Outputs = dict[str, Any]
+"""Tensors by published name; where clips may be pooled or not, each form (told by its shape)."""
 TASKS = {
     "HDVILAForPreTraining": "pretrain",
     "HDVILAForSequenceClassification": "open_ended_qa",
@@ -168,9 +169,11 @@ def _cross(
     embedded = out["visual_embeddings"].view(videos, clips, *out["visual_embeddings"].shape[1:])
     out["visual_embeddings"] = embedded[owner].transpose(0, 1).flatten(0, 1)
     out["cross_pooled"] = pooled.transpose(0, 1)
-    out["sequence_output"] = sequence.transpose(0, 1)
-    hidden = model.pool_hidden(sequence, pool, 1)
-    out["text_output"], out["vtoken_output"] = hidden[:, :length], hidden[:, length:]
+    by_clip = sequence.transpose(0, 1)
+    forms = (model.pool_hidden(sequence, pool, 1), by_clip, by_clip.flatten(0, 1))
+    out["sequence_output"] = forms
+    out["text_output"] = tuple(form[..., :length, :] for form in forms)
+    out["vtoken_output"] = tuple(form[..., length:, :] for form in forms)
 
 
 def _answers(logits: Tensor, inputs: Mapping[str, Tensor], out: Outputs) -> None:
