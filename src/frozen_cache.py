@@ -61,7 +61,7 @@ def cache_frozen(
             "flipped depends on its text, so it must be 0"
         )
     for dataset in loader.datasets:
-        dataset.draws = config.train.cache_frozen
+        dataset.draws, dataset.stored = config.train.cache_frozen, None
     folder = run_folder / "frozen_clips" / fingerprint(model, config)
     grid = encode_all(loader.datasets, model, config, world, folder)
     store = FrozenStore(folder)

@@ -31,19 +31,20 @@ from rushes.datasets.build import (
     read_answers,
     resolve_path,
 )
-from rushes.datasets.loader import EvalLoader
+from rushes.datasets.loader import EvalLoader, TrainLoader
 from rushes.datasets.record import Record
 from rushes.datasets.text import TextTokenizer
 from rushes.distributed import World, run_main
 from rushes.errors import ConfigError
 from rushes.evaluation import evaluate, write_predictions
+from rushes.frozen_cache import cache_frozen
 from rushes.judge_masked import evaluate_masked
 from rushes.log import get_logger
 from rushes.modeling.build import build_model
 from rushes.modeling.model import VideoTextModel
 from rushes.modeling.weights import load_weights, start_weights
 from rushes.protocols import Evaluation
-from rushes.training import elastic_config, train
+from rushes.training import StepLoader, elastic_config, train
 
 log = get_logger(__name__)
 
@@ -166,9 +167,12 @@ def train_and_judge(config: RunConfig, world: World, folder: Path) -> dict[str, 
     """Train to the end, then judge the best checkpoint on the test split."""
     config = elastic_config(config, world, folder)
     parts = assemble(config, world, folder)
-    loader = build_train_loader(
+    loader: StepLoader = build_train_loader(
         config, world, parts.tokenizer, sources=parts.sources, answers=parts.answers
     )
+    if config.train.cache_frozen:
+        assert isinstance(loader, TrainLoader)
+        loader = cache_frozen(loader, parts.model, config, world, folder)
     validate = None
     if config.data.validation:
         loaders = parts.loaders("validation")
