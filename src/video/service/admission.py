@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from ipaddress import ip_address
 from itertools import count
 from urllib.parse import unquote
 
@@ -95,10 +96,10 @@ class Admission:
         with self._lock:
             self._drain()
             slow = {peer for peer, since in self._sending.values() if now - since >= allowed}
-        for peer in slow:
-            if disconnect(peer):
-                log.warning("%s did not take its reply in %g s: disconnected", peer, allowed)
-        return sorted(slow)
+        cut = sorted(peer for peer in slow if disconnect(peer))
+        for peer in cut:
+            log.warning("%s did not take its reply in %g s: disconnected", peer, allowed)
+        return cut
 
 
 def disconnect(peer: str) -> bool:
@@ -107,7 +108,7 @@ def disconnect(peer: str) -> bool:
     gRPC gives a server's handlers no way to do that, but the sockets are ours.
     """
     host, _, port = unquote(peer).partition(":")[2].rpartition(":")
-    wanted = (host.strip("[]"), port)
+    wanted = (_plain_address(host.strip("[]")), port)
     found = False
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -115,7 +116,19 @@ def disconnect(peer: str) -> bool:
                 continue
             with socket.socket(fileno=os.dup(int(name))) as connection:
                 address = connection.getpeername()
-                if len(address) >= 2 and (str(address[0]), str(address[1])) == wanted:
+                if not isinstance(address, tuple):  # a socket of this machine alone
+                    continue
+                if (_plain_address(address[0]), str(address[1])) == wanted:
                     connection.shutdown(socket.SHUT_RDWR)
                     found = True
     return found
+
+
+def _plain_address(host: str) -> str:
+    # A listener for both families sees IPv4 peers as ::ffff:127.0.0.1.
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)

@@ -184,8 +184,8 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
 
     @staticmethod
     def _decoded(ticket: bytes) -> Request:
-        plain = wire.unpackb(ticket)
-        if not isinstance(plain, dict) or plain.get("v") != wire.VERSION:
+        plain = wire.mapping(ticket)
+        if plain.get("v") != wire.VERSION:
             raise ServiceError(f"this server speaks version {wire.VERSION} of the protocol")
         return wire.decode_request(plain.get("request"))
 
@@ -211,11 +211,10 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         if kind == "status":
             return json.dumps(self.status()).encode()
         if kind == "describe":
-            plain = wire.unpackb(body)
-            video_id, deadline = plain["id"], plain.get("deadline")
-            wire.check_id(video_id)
+            asked = wire.decode_request({"outputs": (), "policy": "strict", **wire.mapping(body)})
+            self.options.limits.check(asked)
             with self.admission.admitted(peer):
-                return wire.encode_info(self.pool.describe(video_id, deadline))
+                return wire.encode_info(self.pool.describe(asked.video_id, asked.deadline))
         raise ServiceError(f"no action {kind[:80]!r}; known: describe, hello, status")
 
     def status(self) -> dict[str, Any]:

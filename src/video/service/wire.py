@@ -260,6 +260,14 @@ def unpackb(data: bytes) -> Any:
         raise ServiceError(f"{len(data)} bytes that are no msgpack: {error}") from error
 
 
+def mapping(data: bytes) -> dict[str, Any]:
+    """msgpack -> the mapping that it must be; raises `ServiceError` for anything else."""
+    plain = unpackb(data)
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
+        raise ServiceError(f"expected named values, found {type(plain).__name__}")
+    return plain
+
+
 @dataclass(frozen=True)
 class RequestLimits:
     """What one request over the network may ask.
