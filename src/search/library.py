@@ -151,16 +151,21 @@ def build_library(
     """
     catalogue, reader = open_folder(videos)
     wanted = [name for name in catalogue.ids() if only is None or only(name)]
-    keys = {name: f"{name}#{fingerprint(catalogue, name)}" for name in wanted}
+    failed: list[VideoError] = []
+    keys: dict[str, str] = {}
+    for name in wanted:
+        try:
+            keys[name] = f"{name}#{fingerprint(catalogue, name)}"
+        except VideoError as error:  # a link that leads out of the folder, say
+            failed.append(error)
     header = {
         "model": fingerprint_of_model(model),
         "dim": model.config.model.embed_dim,
         "lengths": list(lengths),
         "level": "moment",
     }
-    failed: list[VideoError] = []
     with EmbeddingWriter(folder, header, part_rows=VIDEOS_A_PART) as writer:
-        new = [name for name in wanted if keys[name] not in writer.keys]
+        new = [name for name, key in keys.items() if key not in writer.keys]
         for name in tqdm(new, desc="indexing", unit="video", disable=not progress):
             try:
                 writer.add(keys[name], {TABLE: encode_windows(model, reader, name, lengths)})
