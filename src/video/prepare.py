@@ -110,6 +110,8 @@ def compress_all(
         shard=Shard.parse(options.shard),
         progress=not options.no_progress,
     )
+    # An ffmpeg that outlived a killed run may have begun its file after the look above.
+    remove_torn(target)
     return exit_code(rows, options.allow_bad)
 
 

@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress=not options.no_progress,
         name="cuts",
     )
+    remove_torn(target)
     if options.resultfile is not None:
         write_rows((options.workdir or Path()) / options.resultfile, rows)
     return exit_code(rows, options.allow_bad)
