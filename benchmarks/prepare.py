@@ -94,11 +94,16 @@ def plain_command(path: Path) -> list[str]:
     info = probe(path)
     options = encoding(Settings(height=HEIGHT), info) | keep_times()
     flags = [part for k, v in options.items() for part in (f"-{k}", str(v))]
-    sound = ["-map", "0:a:0", "-c:a", "copy" if info.audio[0].codec == "aac" else "aac"]
+    codecs = [track.codec for track in info.audio[:1]]
+    sound = [part for c in codecs for part in ("-map", "0:a:0", "-c:a", _sound_codec(c))]
     return [
         *(ffmpeg_binary(), "-nostdin", "-loglevel", "error", "-y", "-i", str(path)),
-        *("-map", "0:v:0", *(sound if info.audio else []), *flags),
+        *("-map", "0:v:0", *sound, *flags),
     ]
+
+
+def _sound_codec(codec: str) -> str:
+    return "copy" if codec == "aac" else "aac"
 
 
 def run_plain(commands: Sequence[list[str]], out: Path, workers: int) -> None:
