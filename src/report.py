@@ -186,7 +186,7 @@ def _ranks(results: Mapping[str, Any]) -> str:
         for k in ("dual_softmax", "rerank")
         if k in retrieval
     ]
-    return f'<p class="note">Retrieval, {escape("; ".join(said))} ({escape(", ".join(how))}).</p>'
+    return f'<p class="note below">Retrieval, {escape("; ".join(said))} ({escape(", ".join(how))}).</p>'
 
 
 def _kinds(qa: Mapping[str, Any]) -> str:
@@ -235,7 +235,10 @@ def _run_charts(name: str, run: Path) -> list[str]:
     out = [curve_chart(f"{name}: training loss", drawn)] if drawn else []
     scores = {k: v for k, v in judged.items() if _is_score(k)}
     if scores:
-        lines = [Line(_spaced(k), tuple(v), dots=True) for k, v in list(scores.items())[:6]]
+        lines = [
+            Line(_spaced(k.rpartition(".")[2]), tuple(v), dots=True)
+            for k, v in list(scores.items())[:6]
+        ]
         out.append(curve_chart(f"{name}: validation", lines))
     return out
 
