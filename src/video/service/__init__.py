@@ -30,6 +30,7 @@ def open_service_reader(
     cache_bytes: int = 0,
     token_file: str | Path | None = None,
     tls_ca: str | Path | None = None,
+    index_cache: str | Path | None = None,
     spec: WorkerSpec | None = None,
 ) -> PoolReader | ServiceReader:
     """A reader that decodes in other processes, here or elsewhere; safe for many threads.
@@ -45,6 +46,7 @@ def open_service_reader(
         token_file: file with the token of the servers.
         tls_ca: PEM file of the authority that signed the servers' certificates; for flight://
             it also says that they speak TLS.
+        index_cache: folder that keeps packet indexes between runs.
         spec: how workers are started, instead of with a catalogue.
 
     Raises:
@@ -55,7 +57,9 @@ def open_service_reader(
     from rushes.video.service.pool import PoolReader
     from rushes.video.service.process import with_catalogue
 
-    chosen = spec or with_catalogue(catalogue_path, vis_format, videos_low, backend)
+    chosen = spec or with_catalogue(
+        catalogue_path, vis_format, videos_low, backend, index_cache=index_cache
+    )
     if frames == "local":
         return PoolReader(chosen, num_workers, deadline=deadline, cache_bytes=cache_bytes)
     if not frames.startswith(FLIGHT):

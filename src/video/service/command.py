@@ -52,6 +52,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--metrics-port", type=int, help="port of /metrics and /healthz; default: port + 1")
     add("--workers", type=int, default=2, help="decode processes")
     add("--cache", type=parse_bytes, default=0, metavar="8GB", help="budget for decoded clips")
+    add("--index-cache", help="folder that keeps packet indexes between runs")
     add("--slots", type=int, help="replies in memory at once; default: 8 a worker, at least 32")
     add("--token-file", help="file with the token that clients must send")
     add("--tls-cert", help="PEM of the certificate chain")
@@ -96,7 +97,12 @@ def serve(options: argparse.Namespace) -> int:
     tls = (read_pem(options.tls_cert), read_pem(options.tls_key)) if options.tls_cert else None
     metrics = ServiceMetrics()
     spec = with_catalogue(
-        options.root, options.vis_format, options.videos_low, options.backend, options.memory_limit
+        options.root,
+        options.vis_format,
+        options.videos_low,
+        options.backend,
+        options.memory_limit,
+        options.index_cache,
     )
     chosen = ServerOptions(
         options.host,

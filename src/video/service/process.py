@@ -66,6 +66,7 @@ def with_catalogue(
     videos_low: str | Path | None = None,
     backend: str = "pyav",
     memory_limit: int = 4 << 30,
+    index_cache: str | Path | None = None,
 ) -> WorkerSpec:
     """Workers that read a catalogue; its path is made absolute."""
     arguments = {
@@ -73,6 +74,7 @@ def with_catalogue(
         "vis_format": vis_format,
         "videos_low": None if videos_low is None else str(Path(videos_low).absolute()),
         "backend": backend,
+        "index_cache": None if index_cache is None else str(Path(index_cache).absolute()),
     }
     return WorkerSpec(arguments=arguments, memory_limit=memory_limit)
 

@@ -37,13 +37,14 @@ def open_default(
     vis_format: str = "auto",
     videos_low: str | None = None,
     backend: str = "pyav",
+    index_cache: str | None = None,
 ) -> VideoReader:
     """The reader that a worker has unless told otherwise: a catalogue and a decoding backend."""
     from rushes.video.catalogue import open_catalogue
     from rushes.video.readers import open_reader
 
     catalogue = open_catalogue(catalogue_path, vis_format, videos_low)  # type: ignore[arg-type]
-    return open_reader(catalogue, backend)
+    return open_reader(catalogue, backend, index_cache=Path(index_cache) if index_cache else None)
 
 
 def make_reader(factory: str, arguments: dict[str, Any]) -> VideoReader:
