@@ -107,6 +107,7 @@ def open_frames(config: RunConfig, dataset: DatasetConfig, world: World) -> Vide
             deadline=data.deadline,
             cache_bytes=data.cache_bytes,
             token_file=data.token,
+            index_cache=index_folder(path),
         )
     raise ConfigError(
         f"data.frames={frames!r}: expected inprocess, local or flight://host:port,..."
