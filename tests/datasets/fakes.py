@@ -92,4 +92,5 @@ class MadeReader:
             columns = ((np.arange(output.size.width) + 0.5) * width / output.size.width).astype(int)
             return frame[rows][:, columns]
         size = (output.size.width, output.size.height)
-        return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        resized: npt.NDArray[np.uint8] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        return resized

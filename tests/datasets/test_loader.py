@@ -325,7 +325,7 @@ def test_every_caption_makes_a_pair_and_every_transcript_its_own_span(
                 assert sample.times.max() < 2.0
         return [(s.id, s.segment) for s in samples]
 
-    nan = pytest.approx(float("nan"), nan_ok=True)
+    nan: Any = pytest.approx(float("nan"), nan_ok=True)
     assert pairs("caption") == [("a", (nan, nan)), ("a#1", (nan, nan))] * 2
     both = pairs("caption_and_transcript")
     assert [name for name, _ in both] == ["a", "a#1", "a#2", "c"] * 2

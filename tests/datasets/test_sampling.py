@@ -185,7 +185,7 @@ def test_middles_lie_on_a_stores_grid_and_differ_where_they_can() -> None:
     for seed in (None, *range(10)):
         generator = None if seed is None else np.random.default_rng(seed)
         for sampling in ("seconds", "frames"):
-            config = ClipConfig(sampling=sampling, num_frames=5, stride=5, stride_seconds=0.3)  # type: ignore[arg-type]
+            config = ClipConfig(sampling=sampling, num_frames=5, stride=5, stride_seconds=0.3)
             middles = [c.times[c.middle] for c in plan_clips(timeline, config, 3, generator)]
             assert len(set(middles)) == 3
             assert set(middles) <= set(grid)
