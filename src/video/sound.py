@@ -114,7 +114,10 @@ def _decode_window(
         start_over = not fixed or begin <= _PREROLL
     else:
         start_over = False
-    media.seek(0 if start_over else max(0, int((begin - _PREROLL) / base)), stream=stream)
+    if origin is not None or not start_over:
+        # Before the first second of a file that was just opened no seek is needed, and to seek to 0
+        # would leave out what lies before: a packet that the first one overlaps with.
+        media.seek(0 if start_over else max(0, int((begin - _PREROLL) / base)), stream=stream)
     first, last = math.floor(begin * rate), math.ceil(end * rate)
     samples = np.zeros(last - first, np.float32)
     place: int | None = None

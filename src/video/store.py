@@ -86,7 +86,7 @@ class StoreReader:
         self.root, self.settings, self.limits = root, description.settings, limits
         self._shards = Shards(root, description.shards)
         self._clips: OrderedDict[str, Clip] = OrderedDict()
-        self._decoders: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._decoders: OrderedDict[tuple[int, int, str], Any] = OrderedDict()
         self._converters: OrderedDict[tuple[Size, int, int], Converter] = OrderedDict()
         self._closed = False
         self._pid = os.getpid()
@@ -115,7 +115,11 @@ class StoreReader:
         clip = self._clip(video_id)
         if SUBTITLES not in clip.entry.plain:
             return []
-        return [Cue(*cue) for cue in msgpack.unpackb(self._chunk(clip, SUBTITLES))]
+        return [Cue(*cue) for cue in msgpack.unpackb(self._bytes(clip, SUBTITLES))]
+
+    def chunk(self, video_id: str, track: str) -> bytes:
+        """The first chunk of a track as it lies in the store; raises StorageError without one."""
+        return self._bytes(self._clip(video_id), track)
 
     def _clip(self, video_id: str) -> Clip:
         assert not self._closed, "the store is closed"
@@ -139,7 +143,7 @@ class StoreReader:
             self._clips.move_to_end(video_id)
         return clip
 
-    def _chunk(self, clip: Clip, track: str) -> bytes:
+    def _bytes(self, clip: Clip, track: str) -> bytes:
         with self._shards.view(clip.shard) as transaction:
             return bytes(self._held(transaction, clip, track, 0))
 
@@ -201,7 +205,7 @@ class StoreReader:
         wanted = sorted({int(packet) for ask in asks for packet in places.packet_of[ask.frames]})
         packets = needed_packets(track, places, wanted)
         converter = self._converter(clip.entry.info, track)
-        context = self._decoder(track)
+        context = self._decoder(clip.entry.info, track)
         size = 0
         try:
             with self._shards.view(clip.shard) as transaction:
@@ -240,9 +244,10 @@ class StoreReader:
             coded.pts = coded.dts = int(track.frames[packet])
             yield coded
 
-    def _decoder(self, track: PictureTrack) -> Any:
-        # The stream carries its own parameters: one decoder serves all clips of a size.
-        key = (track.height, track.width)
+    def _decoder(self, info: VideoInfo, track: PictureTrack) -> Any:
+        # The stream carries its own parameters, so one decoder serves all clips of a size; but not
+        # of both ranges: a stream that does not tell its range keeps that of the one before.
+        key = (track.height, track.width, info.pixel_format[:4])
         context = self._decoders.get(key)
         if context is None:
             context = self._decoders[key] = bare_context("h264", b"", self.limits, 1, True)
@@ -266,7 +271,7 @@ class StoreReader:
         info, track = clip.entry.info, clip.entry.plain.get(AUDIO)
         if track is None:
             raise FrameUnavailable(info.video_id, "sound was asked, the store keeps none of it")
-        source = Source("bytes", info.video_id, data=self._chunk(clip, AUDIO))
+        source = Source("bytes", info.video_id, data=self._bytes(clip, AUDIO))
         origin = info.start + track["shift"]
         return sound_between(
             source, track["container"], origin, output, policy, self.limits, track["tick"]
@@ -283,7 +288,7 @@ class StoreReader:
             raise NotInStore(clip.entry.info.video_id, detail)
         try:
             times = np.frombuffer(track["times"], np.float64)
-            rows = np.frombuffer(self._chunk(clip, name), np.dtype(track["dtype"]))
+            rows = np.frombuffer(self._bytes(clip, name), np.dtype(track["dtype"]))
             rows = rows.reshape(len(times), *track["shape"])
         except (ValueError, KeyError, TypeError) as error:
             where = f"{self.root}: {clip.video_id}"

@@ -82,6 +82,21 @@ class Shards:
         self._held = {}
 
 
+def _after_fork() -> None:
+    """In the child: drop its copies of the parent's maps, so that it can map the files itself.
+
+    Closing them touches neither the parent nor, without locks, the files.
+    """
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    for shared in _open.values():
+        shared.environment.close()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _acquire(path: Path) -> tuple[Key, lmdb.Environment]:
     try:
         status = os.stat(path)
