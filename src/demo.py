@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rushes import demo_report
 from rushes.errors import RushesError
 
 
@@ -24,8 +26,11 @@ class DemoFailed(RushesError):
     """A step of the demo ended with an error; its own output says why."""
 
 
+BAD_VIDEOS = "bad_videos.jsonl"
+
+
 class Size(NamedTuple):
-    """How much of everything."""
+    """How much of everything; overlays are presets laid on each run, `{}` is the run's name."""
 
     train: int
     validation: int
@@ -34,7 +39,7 @@ class Size(NamedTuple):
 
 
 DEMO = Size(train=600, validation=60, test=200, overlays=())
-FULL = Size(train=900, validation=150, test=200, overlays=("demo_full",))
+FULL = Size(train=900, validation=150, test=200, overlays=("demo_full_{}",))
 
 
 class Step(NamedTuple):
@@ -54,24 +59,31 @@ def steps(folder: Path, size: Size, seed: int) -> list[Step]:
     ]
     compress = [
         *("prepare", str(corpus / "videos"), str(corpus / "videos_6fps")),
-        *("--fps", "6", "--height", "192", "--gop", "6", "--crf", "20"),
-        *("--bad", str(folder / "bad_videos.jsonl")),
+        *("--fps", "6", "--height", "192", "--gop", "6", "--crf", "20", "--allow-bad"),
     ]
 
-    def run(command: str, name: str, *presets: str, extra: Sequence[str] = ()) -> Step:
-        overlays = [p for name in (*presets, *size.overlays) for p in ("--config", name)]
+    def run(
+        command: str,
+        name: str,
+        *presets: str,
+        finished: Path | None = None,
+        extra: Sequence[str] = (),
+    ) -> Step:
+        overlays = [part for preset in presets for part in ("--config", preset)]
+        for overlay in size.overlays:
+            overlays += ["--config", overlay.format(name)]
         arguments = [
             *(command, *overlays, "--data_mount_dir", str(corpus), "--seed", str(seed)),
             *("--output_dir", str(folder / name), *extra),
         ]
-        return Step(name, tuple(arguments), folder / name / "results.json")
+        return Step(name, tuple(arguments), folder / (finished or Path(name) / "results.json"))
 
     def start(name: str) -> tuple[str, str]:
         return "--e2e_weights_path", str(folder / name / "best")
 
     return [
         Step("footage", tuple(render), corpus / "corpus.json"),
-        Step("prepare", tuple(compress), corpus / "videos_6fps" / "prepared.json"),
+        Step("prepare", tuple(compress), folder / BAD_VIDEOS),
         run("pretrain", "stage1", "pretrain_stage1", "tiny", "demo_stage1"),
         run("pretrain", "stage2", "pretrain_stage2", "tiny", "demo_stage2", extra=start("stage1")),
         run(
@@ -81,7 +93,13 @@ def steps(folder: Path, size: Size, seed: int) -> list[Step]:
             extra=start("stage1"),
         ),
         run("finetune", "qa", "msrvtt_qa", "tiny", "demo_qa", extra=start("stage2")),
-        run("infer", "mc", "msrvtt_mc", "tiny", "demo_mc", extra=start("retrieval")),
+        run(
+            "infer",
+            "mc",
+            *("msrvtt_retrieval", "tiny", "demo_mc"),
+            finished=demo_report.CHOICE,
+            extra=start("retrieval"),
+        ),
     ]
 
 
@@ -102,8 +120,6 @@ def main(argv: Sequence[str]) -> int:
         _run(step, number, len(road), folder)
         if step.title == options.until:
             return 0
-    from rushes import demo_report
-
     seconds = time.monotonic() - begun
     return demo_report.write(folder, seed=options.seed, full=options.full, seconds=seconds)
 
@@ -118,6 +134,8 @@ def _run(step: Step, number: int, count: int, folder: Path) -> None:
     code = subprocess.run(command, env=dict(os.environ), check=False).returncode
     if code:
         raise DemoFailed(f"step {step.title} ended with exit code {code}: {shlex.join(command)}")
+    if step.title == "prepare":
+        shutil.copyfile(folder / "corpus" / "videos_6fps" / BAD_VIDEOS, folder / BAD_VIDEOS)
     seconds = time.monotonic() - begun
     timings = folder / "timings.json"
     known = json.loads(timings.read_text("utf-8")) if timings.exists() else {}
