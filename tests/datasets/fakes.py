@@ -90,7 +90,7 @@ class MadeReader:
             height, width = frame.shape[:2]
             rows = ((np.arange(output.size.height) + 0.5) * height / output.size.height).astype(int)
             columns = ((np.arange(output.size.width) + 0.5) * width / output.size.width).astype(int)
-            return frame[rows][:, columns]
+            chosen: npt.NDArray[np.uint8] = frame[rows][:, columns]
+            return chosen
         size = (output.size.width, output.size.height)
-        resized: npt.NDArray[np.uint8] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        return resized
+        return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8)

@@ -191,9 +191,8 @@ def test_ranks_share_the_same_global_and_micro_batches(
         parts = [rank[micro] for rank in ranks]
         assert whole[micro].ids == tuple(name for part in parts for name in part.ids)
         assert whole[micro].high is not None
-        assert torch.equal(
-            whole[micro].high, torch.cat([cast(torch.Tensor, p.high) for p in parts])
-        )
+        rows = torch.cat([cast(torch.Tensor, p.high) for p in parts])
+        assert torch.equal(cast(torch.Tensor, whole[micro].high), rows)
 
 
 def test_a_run_goes_on_with_its_global_batch_on_fewer_ranks(make: Any) -> None:
