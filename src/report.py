@@ -186,7 +186,8 @@ def _ranks(results: Mapping[str, Any]) -> str:
         for k in ("dual_softmax", "rerank")
         if k in retrieval
     ]
-    return f'<p class="note below">Retrieval, {escape("; ".join(said))} ({escape(", ".join(how))}).</p>'
+    text = f"Retrieval, {'; '.join(said)} ({', '.join(how)})."
+    return f'<p class="note below">{escape(text)}</p>'
 
 
 def _kinds(qa: Mapping[str, Any]) -> str:

@@ -120,9 +120,8 @@ def merge_full(root: Path) -> int:
     kinds = sorted({f"qa.by_kind.{kind}" for r in every for kind in r["qa"].get("by_kind", {})})
     majorities = [name.replace("by_kind", "majority_by_kind") for name in kinds]
     text = markdown({"make demo-full": every}, [*SHOWN, *kinds, *majorities])
-    made = ", ".join(
-        f"{path.name} ({r.get('commit', '?')[:9]})" for path, r in zip(files, every, strict=True)
-    )
+    commits = [str(results.get("commit", "?"))[:9] for results in every]
+    made = ", ".join(f"{p.name} ({c})" for p, c in zip(files, commits, strict=True))
     block = f"{BEGIN}\n{text}\n\nFrom {made}.\n{END}"
     page = root / PAGE
     old = page.read_text("utf-8") if page.is_file() else f"# Results\n\n{BEGIN}\n{END}\n"
