@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +26,7 @@ from rushes.datasets.loader import EpochPlan, EvalLoader, TrainLoader
 from rushes.datasets.permutation import permute
 from rushes.datasets.pretrain import PretrainDataset
 from rushes.datasets.record import Record, Segment
-from rushes.datasets.record_store import RecordStore, open_records
+from rushes.datasets.record_store import RecordStore, open_records, write_store
 from rushes.datasets.retrieval import RetrievalDataset
 from rushes.datasets.samples import VideoTextDataset, sample_options
 from rushes.datasets.text import TextTokenizer, load_tokenizer, train_tokenizer
@@ -382,3 +383,17 @@ def test_a_twentieth_of_the_videos_is_held_out_the_same_everywhere(tmp_path: Pat
     assert sorted([*fit, *held]) == sorted(r.video for r in rows)
     assert len(set(held)) == 5
     assert ids("test") == ["t"]
+
+
+def test_many_records_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "many.arrow"
+    count = 20_000
+    write_store(path, (Record(f"v{i}", f"r{i}", (Segment("t" * 200),)) for i in range(count)))
+    assert path.stat().st_size > 5_000_000
+    before = pa.total_allocated_bytes()
+    store = RecordStore([path])
+    for index in range(0, count, 997):
+        assert store[index].id == f"r{index}"
+    assert store.find_text("caption", count - 1) == (count - 1, 0)
+    assert store.count_texts("caption") == count
+    assert pa.total_allocated_bytes() - before < 100_000  # mapped, not read
