@@ -73,7 +73,9 @@ class ImageBackbone(nn.Module):
         name: timm model name, or "hf-hub:..." id.
         strides: ascending, e.g. (16, 32).
         frozen_norm: batch-norm statistics stay as they are (gains and offsets still train).
-        arguments: further keyword arguments of the timm model (`layers`, `channels`, `norm_layer`).
+        arguments: further keyword arguments of the timm model (`layers`, `channels`, `norm_layer`,
+            `bn_eps`; `pretrained_cfg_overlay` with `mean` and `std` in 0..1 where a weight file was
+            trained on pixels normed otherwise than timm's own for this model).
 
     Attributes:
         channels: of each map.

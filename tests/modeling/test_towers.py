@@ -132,6 +132,19 @@ def test_unknown_backbones_are_named() -> None:
         ImageBackbone("resnet_of_mine", (16, 32))
 
 
+def test_pixels_are_normed_as_the_weights_want() -> None:
+    published = small_model().video.pixel_norm(torch.full((1, 3, 1, 1), 200, dtype=torch.uint8))
+    wanted = (200 - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
+    assert torch.allclose(published.flatten(), wanted, atol=1e-6)
+    # EfficientNet-Lite as TensorFlow trained it: (x - 127) / 128.
+    overlay = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    lite = ImageBackbone(
+        "efficientnet_lite0", (16,), arguments={"bn_eps": 1e-3, "pretrained_cfg_overlay": overlay}
+    )
+    assert lite.mean == pytest.approx((127.0,) * 3)
+    assert lite.std == pytest.approx((128.0,) * 3)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_lite0"])
 def test_folded_norms_give_the_same_maps_and_gradients(name: str) -> None:
     torch.manual_seed(0)
