@@ -135,10 +135,15 @@ def _run(step: Step, number: int, count: int, folder: Path) -> None:
     if code:
         raise DemoFailed(f"step {step.title} ended with exit code {code}: {shlex.join(command)}")
     if step.title == "prepare":
-        shutil.copyfile(folder / "corpus" / "videos_6fps" / BAD_VIDEOS, folder / BAD_VIDEOS)
+        keep_bad_videos(folder)
     seconds = time.monotonic() - begun
     timings = folder / "timings.json"
     known = json.loads(timings.read_text("utf-8")) if timings.exists() else {}
     known[step.title] = round(seconds, 1)
     timings.write_text(json.dumps(known, indent=1), encoding="utf-8")
     print(f"    {step.title}: {seconds:.0f} s", flush=True)  # noqa: T201
+
+
+def keep_bad_videos(folder: Path) -> None:
+    """Put the list of bad files, as preparation found them, beside the results."""
+    shutil.copyfile(folder / "corpus" / "videos_6fps" / BAD_VIDEOS, folder / BAD_VIDEOS)

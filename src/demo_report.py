@@ -67,7 +67,7 @@ def gather(folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name in ("stage1", "retrieval", "qa"):
         found = read_results(folder / name / "results.json")
-        part = {k: found[k] for k in ("retrieval", "qa") if k in found}
+        part: dict[str, Any] = {k: found[k] for k in ("retrieval", "qa") if k in found}
         part["coverage"] = found.get("coverage")
         part["unreadable"] = found.get("unreadable", [])
         if name == "stage1":

@@ -7,10 +7,12 @@ training with validation, and judging the best checkpoint on the test split into
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from rushes.datasets.loader import EvalLoader, TrainLoader
 from rushes.datasets.record import Record
 from rushes.datasets.text import TextTokenizer
 from rushes.distributed import World, run_main
+from rushes.dry_run import try_one_step
 from rushes.errors import ConfigError
 from rushes.evaluation import evaluate, write_predictions
 from rushes.frozen_cache import cache_frozen
@@ -86,9 +89,7 @@ def run(config: RunConfig, world: World) -> dict[str, Any]:
 
 def _run_one(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
     if config.dry_run:
-        from rushes.dry_run import dry_run
-
-        return dry_run(config, world, folder)
+        return _dry_run(config, world, folder)
     if config.inference.enabled:
         return infer(config, world, folder)
     finished = folder / RESULTS
@@ -97,6 +98,34 @@ def _run_one(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(finished.read_text("utf-8"))
         return results
     return train_and_judge(config, world, folder)
+
+
+def _dry_run(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
+    """Build everything in a scratch folder, take one step, print what would run; leave nothing."""
+    with TemporaryDirectory(prefix="rushes-dry-run-") as scratch:
+        parts = assemble(config, world, Path(world.broadcast_object(scratch)))
+        found: dict[str, Any] = {
+            "task": config.task,
+            "output": str(folder),
+            "ranks": world.size,
+            "device": str(world.device),
+            "parameters": sum(p.numel() for p in parts.model.parameters()),
+            "trainable": sum(p.numel() for p in parts.model.parameters() if p.requires_grad),
+        }
+        if config.inference.enabled:
+            loaders = parts.loaders(config.inference.split)
+            found["samples"] = sum(len(loader.dataset) for loader in loaders)
+        else:
+            loader = build_train_loader(
+                config, world, parts.tokenizer, sources=parts.sources, answers=parts.answers
+            )
+            epochs = config.train.epochs * loader.steps_per_epoch
+            found["steps"] = min(config.train.max_steps or math.inf, math.ceil(epochs))
+            found.update(try_one_step(config, world, parts.model, loader))
+        parts.sources.close()
+    if world.is_main:
+        print(json.dumps(found, indent=1))  # noqa: T201
+    return found
 
 
 @dataclass
