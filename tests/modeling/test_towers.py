@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rushes.errors import ConfigError
-from rushes.modeling.backbones import ImageBackbone
+from rushes.modeling.backbones import ImageBackbone, PixelNorm
 from rushes.modeling.folding import FoldedConv2d
 from rushes.modeling.hybrid import _thin
 from rushes.modeling.timesformer import DropPath, TimeSformer
@@ -133,7 +133,9 @@ def test_unknown_backbones_are_named() -> None:
 
 
 def test_pixels_are_normed_as_the_weights_want() -> None:
-    published = small_model().video.pixel_norm(torch.full((1, 3, 1, 1), 200, dtype=torch.uint8))
+    resnet = ImageBackbone("resnet50", (32,))
+    norm = PixelNorm(resnet.mean, resnet.std)
+    published = norm(torch.full((1, 3, 1, 1), 200, dtype=torch.uint8))
     wanted = (200 - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
     assert torch.allclose(published.flatten(), wanted, atol=1e-6)
     # EfficientNet-Lite as TensorFlow trained it: (x - 127) / 128.
