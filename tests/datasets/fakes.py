@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 
 import cv2
 import numpy as np
@@ -34,10 +35,17 @@ def describe(
 
 def picture(info: VideoInfo, index: int) -> npt.NDArray[np.uint8]:
     """Frame `index`: red grows to the right, green downwards, blue with time. `H W C`."""
-    rows, columns = np.mgrid[0 : info.height, 0 : info.width]
-    red = columns * 255 // max(1, info.width - 1)
-    green = rows * 255 // max(1, info.height - 1)
-    return np.stack([red, green, np.full_like(red, index % 256)], axis=-1).astype(np.uint8)
+    frame = _ramps(info.height, info.width).copy()
+    frame[..., 2] = index % 256
+    return frame
+
+
+@cache
+def _ramps(height: int, width: int) -> npt.NDArray[np.uint8]:
+    rows, columns = np.mgrid[0:height, 0:width]
+    red = columns * 255 // max(1, width - 1)
+    green = rows * 255 // max(1, height - 1)
+    return np.stack([red, green, np.zeros_like(red)], axis=-1).astype(np.uint8)
 
 
 class MadeReader:
