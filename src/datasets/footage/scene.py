@@ -208,10 +208,12 @@ def event_spans(
     """Spans of events that follow each other, with a rest before, between and after."""
     rest = [0.35 + 0.35 * rng.random() for _ in range(count + 1)]
     length = min((end - start - sum(rest)) / count, 2.2)
-    slack = (end - start - sum(rest) - length * count) / (count + 1)
+    # Shared out at random: were it even, the middle picture of a lone event would show its middle.
+    slack = end - start - sum(rest) - length * count
+    shares = [rng.random() + 0.05 for _ in rest]
     spans, time = [], start
-    for gap in rest[:count]:
-        time += gap + slack
+    for gap, share in zip(rest[:count], shares, strict=False):
+        time += gap + slack * share / sum(shares)
         spans.append((round(time, 3), round(time + length, 3)))
         time += length
     return spans
