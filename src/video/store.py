@@ -49,6 +49,7 @@ from rushes.video.store_format import (
     AUDIO,
     FEATURES,
     FULL,
+    REORDER,
     SMALL,
     SUBTITLES,
     Description,
@@ -250,7 +251,7 @@ class StoreReader:
         key = (track.height, track.width, info.pixel_format[:4])
         context = self._decoders.get(key)
         if context is None:
-            context = self._decoders[key] = bare_context("h264", b"", self.limits, 1, True)
+            context = self._decoders[key] = bare_context("h264", b"", self.limits, 1, True, REORDER)
             while len(self._decoders) > _MAX_DECODERS:
                 self._decoders.popitem(last=False)
         return context

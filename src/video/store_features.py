@@ -82,10 +82,10 @@ def attach_features(root: Path, tracks: Sequence[str]) -> int:
     """
     folders = {}
     for track in tracks:
-        name, _, path = track.partition("=")
-        if not name or not Path(path).is_dir():
+        name, _, place = track.partition("=")
+        if not name or not Path(place).is_dir():
             raise ConfigError(f"--features {track}: expected NAME=FOLDER with a folder of .npz")
-        folders[name] = Path(path)
+        folders[name] = Path(place)
     description = read_description(root)
     write_description(root, replace(description, complete=False))
     writer, attached = ShardWriter(root, description.shards), 0

@@ -34,6 +34,9 @@ FULL, SMALL, AUDIO, SUBTITLES = "full", "small", "audio", "subtitles"
 FEATURES = "features:"
 """Names of tracks; a feature track is named `features:<name>`."""
 
+REORDER = 1
+"""Pictures that a decoder holds back: one, the last of a group, is coded before those between."""
+
 IntArray = npt.NDArray[np.int64]
 
 

@@ -24,7 +24,7 @@ from rushes.video.limits import Limits
 from rushes.video.media import bare_context
 from rushes.video.packets import PacketFlag, inspect
 from rushes.video.request import Size
-from rushes.video.store_format import PacketKind
+from rushes.video.store_format import REORDER, PacketKind
 
 _TIME_BASE = Fraction(1, 30)
 _MAX_BETWEEN = 16
@@ -157,7 +157,7 @@ def _verify(pictures: Sequence[Any], packets: Sequence[Coded], limits: Limits) -
     if not packets[0].kind & PacketKind.KEY or len(packets) != len(pictures):
         raise StorageError(f"{len(packets)} coded pictures of {len(pictures)}: not one group")
     try:
-        frames = list(decode_packets(bare_context("h264", b"", limits, 1, True), packets))
+        frames = list(decode_packets(bare_context("h264", b"", limits, 1, True, REORDER), packets))
     except FFmpegError as error:
         raise StorageError(f"what was coded does not decode: {error}") from error
     if [number for number, _ in frames] != list(range(len(pictures))):
