@@ -181,6 +181,10 @@ class RankCounts:
     tied: Tensor | None = None
 
 
+STRIP = 128
+"""Rows of a tile that are compared at a time: 0.5 MB in float32."""
+
+
 def rank_both(
     scorer: Scorer, pairs: Tensor, *, tile: int = TILE, count_ties: bool = False
 ) -> tuple[RankCounts, RankCounts]:
@@ -220,8 +224,10 @@ def rank_both(
             if not isinstance(scorer, EmbeddingScorer):  # its vectors were checked
                 _refuse_nan(scores)
             known = by_tile.get((i, j))
-            rows.compare(scores, i * tile, known, 1, count_ties)
-            columns.compare(scores, j * tile, known, 0, count_ties)
+            # A strip at a time, so that the comparisons find the scores in the nearest cache.
+            for part in _blocks(len(scores), len(scores) if known else STRIP):
+                rows.compare(scores[part], i * tile + part.start, known, 1, count_ties)
+                columns.compare(scores[part], j * tile, known, 0, count_ties)
     irrelevant_r = scorer.num_gallery - torch.bincount(pairs[:, 0], minlength=scorer.num_queries)
     irrelevant_c = scorer.num_queries - torch.bincount(pairs[:, 1], minlength=scorer.num_gallery)
     forward = rows.finish(irrelevant_r[order], count_ties)
@@ -265,6 +271,9 @@ class _Side:
         self.sign_sum = torch.zeros(size, dtype=torch.float64)
         self.tied = torch.zeros(size, dtype=torch.int64)
         self._work: Tensor | None = None
+        self._ones = torch.ones(0)
+        self._best: Tensor | None = None
+        self._any_several = False
 
     def offer(self, places: Tensor, values: Tensor) -> None:
         """Scores of relevant pairs: keep the best of each query and how often it occurs."""
@@ -289,23 +298,33 @@ class _Side:
         """Add up sign(score - best) over the irrelevant items of one tile along `dim`."""
         size = scores.shape[1 - dim]
         rows = slice(start, start + size)
-        # Float32 scores have float32 thresholds, so going through float64 changes no bit.
-        best = self.best[rows].to(scores)
-        best[self.relevant_tied[rows].to(best.device) == 0] = 0.0  # not -inf: no rank is asked for
+        best = self._thresholds(scores)[rows]
         if self._work is None or self._work.shape != scores.shape:
             self._work = torch.empty_like(scores)
+            self._ones = torch.ones(scores.shape[dim], dtype=scores.dtype, device=scores.device)
         work = torch.sub(scores, best[:, None] if dim == 1 else best[None], out=self._work)
         if known is not None:
             work[known] = 0.0
-        several = torch.ones(size, dtype=torch.bool) if count_ties else self.relevant_tied[rows] > 1
-        if several.any():
-            self.tied[rows] += _count_zeros(work, several, known, dim)
-        torch.sign(work, out=work)
+        if count_ties or self._any_several:
+            several = self.relevant_tied[rows] > 1
+            if count_ties:
+                several = torch.ones_like(several)
+            if several.any():
+                self.tied[rows] += _count_zeros(work, several, known, dim)
+        work.sign_()
         # A product with ones sums a tile several times faster than sum(); whole numbers this small
         # are exact.
-        ones = torch.ones(scores.shape[dim], dtype=scores.dtype, device=scores.device)
-        sums = torch.mv(work if dim == 1 else work.T, ones).double().cpu()
-        self.sign_sum[rows] += sums
+        self.sign_sum[rows] += torch.mv(work if dim == 1 else work.T, self._ones).cpu()
+
+    def _thresholds(self, scores: Tensor) -> Tensor:
+        """`best` in the type and place of the scores, made when the last has been offered."""
+        if self._best is None:
+            # Float32 scores have float32 thresholds, so going through float64 changed no bit.
+            # Where nothing is relevant any finite value does: no rank is asked for.
+            best = torch.where(self.relevant_tied > 0, self.best, 0.0)
+            self._best = best.to(scores)
+            self._any_several = bool((self.relevant_tied > 1).any())
+        return self._best
 
     def finish(self, irrelevant: Tensor, count_ties: bool) -> RankCounts:
         """Counts and ranks, given how many irrelevant items each query has."""
