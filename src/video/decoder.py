@@ -119,7 +119,9 @@ class Decoder:
             # Pictures that lead a key frame on screen do not decode alone: their errors cannot be
             # told from damage, so the index of such a stream was made by decoding everything.
             strict = not index.leading
-            self._context = bare_context(codec, index.extradata, self.limits, self.threads, strict)
+            self._context = bare_context(
+                codec, index.extradata, self.limits, self.threads, strict, index.reorder_depth
+            )
         return self._content, self._context
 
     def _by_demuxer(
@@ -135,8 +137,6 @@ class Decoder:
             context.thread_type = "AUTO" if self.threads > 1 else "NONE"
             if not index.whole and not index.leading:
                 context.options = {**context.options, "err_detect": "explode"}
-            if not index.whole:
-                context.options = {**context.options, "strict": "1"}
             packets = _numbered(media, stream)
             for run in runs:
                 for coded in self._run_packets(run, packets, deadline, spent):

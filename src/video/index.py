@@ -86,6 +86,17 @@ class VideoIndex:
         return self.pts
 
     @cached_property
+    def reorder_depth(self) -> int:
+        """How many decoded pictures a decoder must hold back to put them in order."""
+        stamps = self.order[self.order != NO_TIME]
+        # A picture waits for all that come after it in the file and are shown before it; those
+        # that pass it are at most as many places late as the display order moves them.
+        places = np.empty(len(stamps), np.int64)
+        places[np.argsort(stamps, kind="stable")] = np.arange(len(stamps))
+        late = np.arange(len(stamps)) - places
+        return int(max(0, late.max())) if len(stamps) else 0
+
+    @cached_property
     def leading(self) -> bool:
         """H.264 pictures follow a key frame and are shown before it (open GOP)."""
         if self.info.codec != "h264" or not len(self.key_packets):

@@ -141,7 +141,9 @@ def codec_pixels(limits: Limits) -> str:
     return str(2 * limits.max_pixels + 2**16)
 
 
-def bare_context(codec: str, extradata: bytes, limits: Limits, threads: int, strict: bool) -> Any:
+def bare_context(
+    codec: str, extradata: bytes, limits: Limits, threads: int, strict: bool, depth: int
+) -> Any:
     """A decoder without a demuxer.
 
     Args:
@@ -149,13 +151,16 @@ def bare_context(codec: str, extradata: bytes, limits: Limits, threads: int, str
         extradata: its configuration record.
         threads: decoding threads; one keeps results and memory the same everywhere.
         strict: raise at the first broken bit, so that the caller can change to the careful way.
+        depth: pictures that the decoder holds back to put them in order; too few and it would
+            drop late ones, too many and it works on cold memory.
     """
     context = av.CodecContext.create(codec, "r")
     if extradata:
         context.extradata = extradata
     context.thread_count = threads
     context.thread_type = "AUTO" if threads > 1 else "NONE"
-    options = {"max_pixels": codec_pixels(limits), "strict": "1"}
+    context.reorder_depth = depth
+    options = {"max_pixels": codec_pixels(limits)}
     if strict:
         options["err_detect"] = "explode"
     context.options = options
