@@ -104,7 +104,7 @@ RECIPES = (
             "lag-in-frames": "16",
             "b": "500k",
         },
-    ),  # fmt: skip
+    ),
     Recipe(
         "av1.mp4",
         "libsvtav1",
@@ -112,7 +112,7 @@ RECIPES = (
         height=128,
         frames=40,
         options={"preset": "12", "crf": "20", "svtav1-params": "lp=1"},
-    ),  # fmt: skip
+    ),
     Recipe("mpeg4_b.avi", "mpeg4", bframes=2, options={"qscale": "3", "b": "2M"}),
     Recipe("mpeg4.mp4", "mpeg4", bframes=2, options={"b": "2M"}),
     Recipe("mpeg2.ts", "mpeg2video", bframes=2, options={"b": "3M"}),

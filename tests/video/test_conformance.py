@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers import LACKS, ROOT
+from tests.video.conformance import decode_all, judge, picks
 
 from rushes.errors import BackendMissing, VideoError
 from rushes.video.catalogue import Catalogue
 from rushes.video.probe import probe
 from rushes.video.readers import open_reader
-from tests.helpers import LACKS, ROOT
-from tests.video.conformance import decode_all, judge, picks
 
 BACKENDS = ("pyav", "torchcodec", "decord", "opencv")
 TABLE = ROOT / "docs" / "decoding.md"

@@ -31,8 +31,8 @@ def test_the_asked_frame_comes(counter: Rendered, name: str, backend: str) -> No
         try:
             reply = reader.read(Request("v", (Frames(times),), policy="strict"))
         except UnreadableVideo as error:
-            assert backend not in MUST_BE_RIGHT, error
-            assert "cannot be trusted" in str(error)
+            if backend in MUST_BE_RIGHT or "cannot be trusted" not in error.detail:
+                raise
             return
         images = [np.rot90(x, -recipe.rotation // 90) for x in reply.arrays["frames"]]
         assert [number_of(x) for x in images] == picked.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
@@ -64,10 +65,8 @@ def test_a_movie_reference_to_another_file_is_not_followed(
     path = tmp_path / "x.mp4"
     path.write_bytes(data)
     before = set(tmp_path.iterdir())
-    try:
+    with contextlib.suppress(VideoError):
         assert probe(path).num_frames >= 0
-    except VideoError:
-        pass
     assert set(tmp_path.iterdir()) == before
 
 
@@ -116,7 +115,7 @@ def test_a_header_that_hides_its_size_is_refused_too(counter: Rendered, tmp_path
     [Limits(max_pixels=1000), Limits(max_frames=59), Limits(max_bytes=1000)],
 )
 def test_limits_are_named(counter: Rendered, limits: Limits) -> None:
-    with pytest.raises(RefusedVideo, match="limit|more than") as caught:
+    with pytest.raises(RefusedVideo, match=r"limit|more than") as caught:
         probe(counter("h264_ip.mp4")[1], limits)
     assert caught.value.reason == "over_limit"
 

@@ -90,7 +90,7 @@ def test_memory_is_bounded(counter: Rendered) -> None:
     catalogue = Catalogue.from_items({"v": path})
     with SandboxedReader(catalogue, memory=1 << 30) as reader:
         huge = Request("v", (Frames((0.0,), size=Size(20_000, 20_000)),))
-        with pytest.raises(WorkerDied, match="memory|died"):
+        with pytest.raises(WorkerDied, match=r"memory|died"):
             reader.read(huge)
         assert len(reader.read(Request("v", (Frames((0.0,)),))).arrays["frames"]) == 1
 
