@@ -35,6 +35,8 @@ _GRACE = 2.0
 """Seconds that a caller gives a keeper beyond the deadline to kill a hanging worker."""
 _TICK = 0.25
 """Seconds between two looks at whether the pool was closed or the caller gave up."""
+_STARTS = 3
+"""Times that a worker is started before that counts as an error."""
 _FAIR_SHARE = 0.5
 """A hang counts against the video only if it had this share of the deadline for itself."""
 
@@ -149,7 +151,10 @@ class PoolReader:
                 raise ServiceError(f"{job.video_id}: the client went away")
         if job.future.cancel():
             raise job.late(f"still behind {len(self.jobs)} other requests")
-        return job.future.result(_GRACE + self.spec.start_timeout)
+        try:
+            return job.future.result(_GRACE + self.spec.start_timeout)
+        except FutureTimeout:
+            raise job.late("its worker could not be killed in time") from None
 
     @property
     def num_restarts(self) -> int:
@@ -193,7 +198,7 @@ class Keeper:
         try:
             self._start_worker()
             self.started.set_result(None)
-        except (RushesError, OSError, ProcessGone) as error:
+        except (RushesError, OSError) as error:
             known = (
                 error
                 if isinstance(error, RushesError)
@@ -316,14 +321,20 @@ class Keeper:
             raise WorkerDied(job.video_id, f"its worker {gone}")
 
     def _start_worker(self) -> None:
-        self._asked = time.monotonic()
-        worker = WorkerProcess(self.pool.spec, self.pool.slots)
-        try:
-            worker.wait_ready(lambda: self.pool.closed)
-        except (RushesError, ProcessGone):
-            worker.kill()
-            raise
-        self.worker = worker
+        for left in reversed(range(_STARTS)):
+            worker = WorkerProcess(self.pool.spec, self.pool.slots)
+            try:
+                worker.wait_ready(lambda: self.pool.closed)
+            except RushesError:
+                worker.kill()
+                raise
+            except ProcessGone as error:  # no video's fault: it had none yet
+                worker.kill()
+                if not left or self.pool.closed:
+                    raise ServiceError(f"a decode worker did not start: {error}") from error
+                continue
+            self.worker = worker
+            return
 
     def _stop_worker(self) -> None:
         if self.worker is not None:
