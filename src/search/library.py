@@ -33,6 +33,7 @@ from rushes.video.request import VideoReader
 logger = get_logger(__name__)
 TABLE = "video_segment"
 FAISS_FILE = "moments.faiss"
+SOURCE = "model.txt"
 VIDEOS_A_PART = 16
 Array = npt.NDArray[np.float32]
 
@@ -237,3 +238,19 @@ def fingerprint_of_model(model: VideoText) -> str:
             value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+def remember_model(folder: Path, source: str) -> None:
+    """Note where the model of an index lies, so that searching needs not name it again."""
+    path = Path(source)
+    (folder / SOURCE).write_text(str(path.absolute()) if path.exists() else source, "utf-8")
+
+
+def remembered_model(folder: Path) -> str:
+    """Where the model of an index lies; raises `StorageError` where none was noted."""
+    path = folder / SOURCE
+    if not path.is_file():
+        raise StorageError(
+            f"{folder}: no index here; make one with rushes index VIDEOS --model RUN"
+        )
+    return path.read_text("utf-8").strip()

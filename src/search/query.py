@@ -9,20 +9,22 @@ from pathlib import Path
 
 from rushes.errors import MissingVideo
 from rushes.search.command import clock, load, parser, table
-from rushes.search.library import load_library
+from rushes.search.library import load_library, remembered_model
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns an exit code."""
     out = parser("search", __doc__ or "")
     out.add_argument("text", help="what to look for")
-    out.add_argument("--model", required=True, help="the model that made the index")
-    out.add_argument("--index", type=Path, required=True, help="folder made by rushes index")
+    out.add_argument("--model", default=None, help="by default the one that made the index")
+    out.add_argument(
+        "--index", type=Path, default=Path("index"), help="folder made by rushes index"
+    )
     out.add_argument("--video", default=None, help="search within this video only")
     out.add_argument("--top", type=int, default=10, help="moments to show")
     out.add_argument("--json", action="store_true", help="one JSON object a line")
     options = out.parse_args(argv)
-    model = load(options, options.model)
+    model = load(options, options.model or remembered_model(options.index))
     library = load_library(options.index, model)
     if options.video is not None and options.video not in library.ids:
         raise MissingVideo(options.video, f"not among the {len(library.ids)} indexed videos")

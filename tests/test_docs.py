@@ -1,0 +1,83 @@
+"""Every command and every Python block of the user's pages is run, in a folder as they describe."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rushes.cli import main
+from rushes.configs.load import config_to_json
+from tests.helpers import ROOT
+from tests.tiny_runs import SIZES, make_corpus, save_run, tiny_config
+
+BLOCK = re.compile(r"```(bash|python|json)\n(.*?)```", re.DOTALL)
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    return [body for found, body in BLOCK.findall(text) if found == kind]
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = [line for body in blocks(page, "bash") for line in body.splitlines() if line.strip()]
+    assert lines
+    assert all(line.startswith("rushes ") for line in lines)
+    return [shlex.split(line)[1:] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    corpus = make_corpus(folder / "corpus", test=3)
+    (folder / "videos").mkdir()
+    for path in (corpus / "videos").glob("t*_0000[0-2].*"):
+        shutil.copy(path, folder / "videos")
+    shutil.copy(corpus / "test.jsonl", folder / "captions.jsonl")
+    run = save_run(tiny_config(corpus), folder / "runs" / "retrieval")
+    (run / "results.json").write_text(json.dumps({"retrieval": {"t2v_r1": 0.5}}))
+    save_run(tiny_config(corpus, "open_ended_qa"), folder / "runs" / "qa")
+    return folder
+
+
+@pytest.mark.use
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["embed.md", "search.md", "evaluate.md"])
+def test_commands_and_python(place: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for command in commands(page):
+        assert main(command) == 0, command
+    for body in blocks(page, "python"):
+        exec(compile(body, page, "exec"), {})
+
+
+@pytest.mark.use
+@pytest.mark.slow
+def test_finetuning_from_two_columns(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "videos", tmp_path / "videos")
+    names = sorted(path.name for path in (tmp_path / "videos").iterdir())
+    lines = [f"{name},a video with the number {i}" for i, name in enumerate(names)]
+    (tmp_path / "captions.csv").write_text("\n".join(["video,text", *lines, ""]))
+    (tmp_path / "mine").mkdir()
+    convert, finetune = commands("finetune.md")
+    assert main(convert) == 0
+    for split in ("val", "test"):
+        shutil.copy(tmp_path / "mine" / "train.jsonl", tmp_path / "mine" / f"{split}.jsonl")
+    (preset,) = blocks("finetune.md", "json")
+    (tmp_path / "mine.json").write_text(preset)
+    # Only the size is the test's own: smaller than tiny, and two steps.
+    small = {**SIZES, "train": {"precision": "fp32", "max_steps": 2, "batch_size": 2}}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    monkeypatch.setenv("RUSHES_OVERLAY", str(tmp_path / "small.json"))
+    monkeypatch.setenv("PATH_TO_STORAGE", str(tmp_path))
+    assert main(finetune) == 0
+    results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
+    assert results["retrieval"]["num_videos"] == len(names)
+    assert config_to_json(tiny_config(place / "corpus"))["task"] == results["task"]
