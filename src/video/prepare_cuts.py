@@ -12,6 +12,7 @@ from typing import Any
 
 from rushes.errors import AnnotationError, ConfigError, VideoError
 from rushes.video.catalogue import Source, open_catalogue
+from rushes.video.cutting import cut
 from rushes.video.index import VideoIndex
 from rushes.video.jobs import (
     Job,
@@ -27,7 +28,7 @@ from rushes.video.jobs import (
 from rushes.video.limits import Limits
 from rushes.video.prepare import add_encoding_options, locate_or_error, plain_id, settings_of
 from rushes.video.probe import build_index
-from rushes.video.transcode import Settings, cut, ffmpeg_binary, is_done, remove_torn
+from rushes.video.transcode import Settings, ffmpeg_binary, is_done, remove_torn
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import ffmpeg
 import numpy as np
 
@@ -28,9 +27,9 @@ from rushes.errors import BackendMissing, ConfigError, DecodeTimeout, Unreadable
 from rushes.video.catalogue import Source
 from rushes.video.index import NO_TIME, VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import file_url, open_media
+from rushes.video.media import file_url
 from rushes.video.probe import build_index, probe
-from rushes.video.request import TIME_SLACK, VideoInfo
+from rushes.video.request import VideoInfo
 
 Codec = Literal["h264", "hevc", "vp9", "av1", "mpeg4"]
 
@@ -46,7 +45,6 @@ _TICKS = 60_000
 """Ticks a second of the written time base; divides by all common rates."""
 _TIME_TOLERANCE = 0.002
 """Seconds; Matroska keeps milliseconds."""
-_MP4_CODECS = frozenset(("h264", "hevc", "mpeg4", "av1", "vp9", "mpeg2video", "mpeg1video"))
 _FORMATS = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
 
 
@@ -261,13 +259,14 @@ def compress(
         options["c:a"] = "copy" if info.audio[0].codec == "aac" else "aac"
     with written_aside(target) as aside:
         graph = ffmpeg.output(*streams, file_url(aside), **options)
-        run_ffmpeg(graph, source.video_id, _allowed(settings.timeout, info.duration))
+        run_ffmpeg(graph, source.video_id, allowed_seconds(settings.timeout, info.duration))
         made = probe(Source("file", source.video_id, aside))
         _verify(source.video_id, info, made, settings)
     return Result(made, damaged=info.damaged)
 
 
-def _allowed(timeout: float | None, duration: float) -> float:
+def allowed_seconds(timeout: float | None, duration: float) -> float:
+    """What one video of this duration (seconds) may take."""
     return timeout if timeout is not None else 60.0 + 30.0 * duration
 
 
@@ -295,134 +294,6 @@ def check_times(video: str, wanted: Any, found: Any) -> None:
     if worst > _TIME_TOLERANCE:
         raise UnreadableVideo(
             video, f"frames of the result are off by {worst:.4f} s, the limit is {_TIME_TOLERANCE}"
-        )
-
-
-def cut(
-    source: Source,
-    target: Path,
-    start: float,
-    end: float,
-    settings: Settings,
-    copy: bool = False,
-    index: VideoIndex | None = None,
-) -> Result:
-    """Cut [start, end) seconds out of one file, exact to the frame.
-
-    Args:
-        copy: move packets without decoding; the cut then begins at the key frame before `start`,
-            and the result says where.
-        index: of the source, where it is known already (many clips of one film).
-
-    Raises:
-        VideoError: the source is bad, ends before `start`, or the result is not what it should be.
-    """
-    index = index or build_index(source, Limits())
-    info = index.info
-    first = max(0, int(np.searchsorted(info.frame_times, start + TIME_SLACK, side="right")) - 1)
-    last = int(np.searchsorted(info.frame_times, end - TIME_SLACK))
-    if not 0 <= start < end or start >= info.duration:
-        raise UnreadableVideo(
-            source.video_id,
-            f"no stretch {start}..{end} s in {info.duration:.3f} s",
-            "frame_unavailable",
-        )
-    if copy:
-        first = int(info.keyframes[info.keyframes <= first].max(initial=0))
-    begin = float(info.frame_times[first])
-    with written_aside(target) as aside:
-        graph = (_copied if copy else _recoded)(source, index, first, last, aside, settings)
-        run_ffmpeg(graph, source.video_id, _allowed(settings.timeout, end - begin))
-        made = probe(Source("file", source.video_id, aside))
-        if copy:
-            _verify_copy(source, index, first, last, made, aside)
-        elif not info.damaged:
-            wanted = info.frame_times[first:last] - begin
-            check_times(source.video_id, wanted, made.frame_times)
-    return Result(made, start=begin, damaged=info.damaged)
-
-
-def _bounds(index: VideoIndex, first: int, last: int) -> tuple[float, float]:
-    """Times between frames, in the file's own clock: nothing depends on rounding."""
-    times, info = index.info.frame_times, index.info
-    before = (times[first - 1] + times[first]) / 2 if first else times[0] - 0.001
-    after = (times[last - 1] + times[last]) / 2 if last < len(times) else info.duration + 1.0
-    return info.start + float(before), info.start + float(after)
-
-
-def _recoded(
-    source: Source, index: VideoIndex, first: int, last: int, aside: Path, settings: Settings
-) -> Any:
-    info = index.info
-    begin, end = _bounds(index, first, last)
-    # Seeking is only a short cut: the filters below choose the frames. The container's clock may
-    # begin before the pictures do, never after.
-    skip = max(0.0, float(info.frame_times[first]) - 3.0)
-    # AVI says no presentation times and ffmpeg guesses its own: there, frames are counted.
-    counted = index.container == "avi"
-    seek = {"ss": f"{skip:.3f}"} if skip and not counted else {}
-    given = source_input(source, index, copyts=None, **seek)
-    options = encoding(settings, info) | keep_times()
-    part = f"{begin:.6f}:{end:.6f}"
-    if counted:
-        part = f"start_frame={first}:end_frame={last}"
-    options["vf"] = f"trim={part},setpts=PTS-STARTPTS,{options['vf']}"
-    streams = [given[str(index.stream)]]
-    if settings.audio and info.audio:
-        streams.append(given["a:0"])
-        start = info.start + float(info.frame_times[first])
-        options["af"] = f"atrim={start:.6f}:{end:.6f},asetpts=PTS-{start:.6f}/TB"
-        options["c:a"] = "aac"
-    return ffmpeg.output(*streams, file_url(aside), **options)
-
-
-def _copied(
-    source: Source, index: VideoIndex, first: int, last: int, aside: Path, settings: Settings
-) -> Any:
-    info = index.info
-    times = info.frame_times
-    begin = float(times[first])
-    end = float(times[last]) if last < len(times) else info.duration
-    if info.codec not in _MP4_CODECS or index.container == "avi":
-        # AVI says no presentation times: what would be copied cannot be told.
-        raise UnreadableVideo(
-            source.video_id,
-            f"{info.codec} in {index.container} cannot be copied into MP4; cut without copying",
-        )
-    seek: dict[str, Any] = {}
-    if first:
-        with open_media(source, index.container, Limits()) as media:
-            # ffmpeg counts from the container's first moment, which may be that of the sound.
-            ahead = info.start - (media.start_time or 0) / av.time_base
-        seek = {"noaccurate_seek": None, "ss": f"{begin + max(ahead, 0.0) + 0.001:.6f}"}
-    given = source_input(source, index, **seek)
-    streams = [given[str(index.stream)]]
-    if settings.audio and info.audio:
-        streams.append(given["a:0"])
-    return ffmpeg.output(
-        *streams,
-        file_url(aside),
-        c="copy",
-        t=f"{end - begin:.6f}",
-        avoid_negative_ts="make_zero",
-        map_metadata=-1,
-        f="mp4",
-    )
-
-
-def _verify_copy(
-    source: Source, index: VideoIndex, first: int, last: int, made: VideoInfo, aside: Path
-) -> None:
-    """The copy must begin with the very packet of the key frame and hold about what was asked."""
-    copied = build_index(Source("file", source.video_id, aside), Limits())
-    wanted = int(index.sizes[index.frame_packets[first]])
-    found = int(copied.sizes[copied.frame_packets[0]])
-    # Containers frame packets differently and keep headers elsewhere: some bytes go or come.
-    if abs(wanted - found) > 64 + wanted // 20:
-        raise UnreadableVideo(source.video_id, "the copy does not begin at the key frame")
-    if abs(made.num_frames - (last - first)) > 8:
-        raise UnreadableVideo(
-            source.video_id, f"the copy has {made.num_frames} frames, not about {last - first}"
         )
 
 
@@ -455,9 +326,10 @@ __all__: Sequence[str] = (
     "Codec",
     "Result",
     "Settings",
+    "allowed_seconds",
     "check_times",
     "compress",
-    "cut",
+    "encoding",
     "ffmpeg_binary",
     "gif_to_mp4",
     "is_done",

@@ -30,13 +30,13 @@ from rushes.errors import (
 )
 from rushes.video import transcode
 from rushes.video.catalogue import Source
+from rushes.video.cutting import cut
 from rushes.video.frame_dump import DumpSettings, decode_frames, dumped
 from rushes.video.probe import probe
 from rushes.video.transcode import (
     Settings,
     check_times,
     compress,
-    cut,
     ffmpeg_binary,
     gif_to_mp4,
     picture_size,
