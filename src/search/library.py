@@ -250,7 +250,5 @@ def remembered_model(folder: Path) -> str:
     """Where the model of an index lies; raises `StorageError` where none was noted."""
     path = folder / SOURCE
     if not path.is_file():
-        raise StorageError(
-            f"{folder}: no index here; make one with rushes index VIDEOS --model RUN"
-        )
+        raise StorageError(f"{folder}: no index here; make one: rushes index VIDEOS --model RUN")
     return path.read_text("utf-8").strip()

@@ -17,9 +17,7 @@ def main(argv: Sequence[str]) -> int:
     out = parser("search", __doc__ or "")
     out.add_argument("text", help="what to look for")
     out.add_argument("--model", default=None, help="by default the one that made the index")
-    out.add_argument(
-        "--index", type=Path, default=Path("index"), help="folder made by rushes index"
-    )
+    out.add_argument("--index", type=Path, default=Path("index"), help="made by rushes index")
     out.add_argument("--video", default=None, help="search within this video only")
     out.add_argument("--top", type=int, default=10, help="moments to show")
     out.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -35,6 +35,7 @@ READERS: dict[str, Reader] = {
     "tvr": paragraphs.read_tvr,
     "qvhighlights": paragraphs.read_qvhighlights,
     "caption_tsv": tables.read_caption_tsv,
+    "pairs": tables.read_pairs,
     "howto_csv": tables.read_howto_csv,
     "violet": tables.read_violet,
     "caption_lists": tables.read_caption_lists,
@@ -64,6 +65,7 @@ _TABLE_RULES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"frame_count", "question", "a0"}), "nextqa"),
     (frozenset({"video_id", "sentence"}), "msrvtt_csv"),
     (frozenset({"video_id", "start", "end", "text"}), "howto_csv"),
+    (frozenset({"video", "text"}), "pairs"),
 )
 """Columns of a table -> format."""
 

@@ -34,6 +34,16 @@ def read_caption_tsv(path: Path) -> Iterator[Record]:
         )
 
 
+def read_pairs(path: Path) -> Iterator[Record]:
+    """`video,text`, a user's own data: one caption a line; a video's lines make one record."""
+    captions: dict[str, list[Segment]] = {}
+    for line, row in iterate_table(path):
+        where = Where(path, line)
+        captions.setdefault(where.text(row, "video"), []).append(Segment(where.text(row, "text")))
+    for video, segments in captions.items():
+        yield Record(video=video, segments=tuple(segments))
+
+
 def read_howto_csv(path: Path) -> Iterator[Record]:
     """`end,start,task,text,video_id`: steps of long videos, one record a step on its own span."""
     for line, row in iterate_table(path):
