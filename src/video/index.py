@@ -74,7 +74,8 @@ class VideoIndex:
     def key_packets(self) -> IntArray:
         """Packets at which decoding can start, in decoding order."""
         keys: IntArray = np.flatnonzero(self.flags & PacketFlag.KEY).astype(np.int64)
-        return keys[self.order[keys] != NO_TIME]
+        shown: IntArray = keys[self.order[keys] != NO_TIME]
+        return shown
 
     @cached_property
     def order(self) -> IntArray:

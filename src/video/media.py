@@ -154,7 +154,7 @@ def bare_context(
         depth: pictures that the decoder holds back to put them in order; too few and it would
             drop late ones, too many and it works on cold memory.
     """
-    context = av.CodecContext.create(codec, "r")
+    context: Any = av.CodecContext.create(codec, "r")
     if extradata:
         context.extradata = extradata
     context.thread_count = threads

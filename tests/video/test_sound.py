@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -29,9 +30,9 @@ def film(path: Path, codec: str, rate: int, seconds: int = 6) -> Path:
     recipe = Recipe(path.name, frames=10 * seconds, rate=10)
     with av.open(str(path), "w") as media:
         vp8 = path.suffix == ".webm"
-        video = media.add_stream("libvpx" if vp8 else "libx264", rate=10)
+        video: Any = media.add_stream("libvpx" if vp8 else "libx264", rate=10)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound = media.add_stream(codec, rate=rate, layout="mono")
+        sound: Any = media.add_stream(codec, rate=rate, layout="mono")
         if sound.codec_context.bit_rate is not None and not codec.startswith(("pcm", "flac")):
             sound.codec_context.bit_rate = 192_000
         samples = chirp(seconds * rate, rate)
@@ -79,7 +80,8 @@ def test_matroska_rounds_its_own_stamps(tmp_path: Path) -> None:
     reader = open_reader(Catalogue.from_items({"v": film(tmp_path / "a.mkv", "aac", 44100)}))
     lags = []
     for start in (0.5, 2.3, 5.0):
-        got = reader.read(Request("v", (Audio(start, start + 0.5, 44100),))).arrays["audio"]
+        reply = reader.read(Request("v", (Audio(start, start + 0.5, 44100),)))
+        got: Any = reply.arrays["audio"]
         candidates = np.arange(-60, 61) / 44100
         t = start + np.arange(len(got)) / 44100
         errors = [
