@@ -36,7 +36,7 @@ def decode_all(path: Path, keep: Sequence[int]) -> Reference:
     """Decode a file from end to end with FFmpeg alone; broken packets give no frame."""
     frames: list[Any] = []
     with av.open(str(path)) as media:
-        stream = media.streams.best("video")
+        stream: Any = media.streams.best("video")
         stream.codec_context.thread_type = "NONE"
         try:
             for packet in media.demux(stream):

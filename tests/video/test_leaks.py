@@ -43,7 +43,7 @@ def rush(counter: Rendered, folder: Path, files: int, reads: int, warm: int) -> 
         assert number_of(reply.arrays["frames"][0]) == frame
         assert process.num_fds() <= start_descriptors + 12 or number <= warm
     gc.collect()
-    growth = (process.memory_info().rss - start_memory) / 2**20
+    growth: float = (process.memory_info().rss - start_memory) / 2**20
     reader.close()
     return growth
 

@@ -62,7 +62,7 @@ def test_a_chirp_is_sample_exact(
     for start, end in ((0.5, 1.0), (3.2501, 3.9), (5.0, 5.5)):
         for asked in (16000, rate):
             reply = reader.read(Request("v", (Audio(start, end, asked),)))
-            got = reply.arrays["audio"]
+            got: Any = reply.arrays["audio"]
             count = round((end - start) * asked)
             assert got.dtype == np.float32
             assert got.shape == (count,)
@@ -96,8 +96,8 @@ def test_matroska_rounds_its_own_stamps(tmp_path: Path) -> None:
 
 def test_windows_tile(tmp_path: Path) -> None:
     reader = open_reader(Catalogue.from_items({"v": film(tmp_path / "a.mp4", "aac", 48000)}))
-    whole = reader.read(Request("v", (Audio(1.0, 4.0, 16000),))).arrays["audio"]
-    parts = [
+    whole: Any = reader.read(Request("v", (Audio(1.0, 4.0, 16000),))).arrays["audio"]
+    parts: list[Any] = [
         reader.read(Request("v", (Audio(s, s + 1.0, 16000),))).arrays["audio"]
         for s in (1.0, 2.0, 3.0)
     ]
