@@ -107,7 +107,10 @@ def calibrate(
     seconds: float,
     generator: np.random.Generator,
 ) -> Model:
-    """Measure samples for about `seconds` and fit the two terms, neither below zero."""
+    """Measure samples for about `seconds` and fit the two terms, neither below zero.
+
+    Each sample opens its file anew; the reader should have an index cache, as in training.
+    """
     rows: list[tuple[float, int]] = []
     took: list[float] = []
     end = time.monotonic() + seconds
@@ -222,10 +225,21 @@ def plan(
     Raises:
         StorageError: none of them can be read.
     """
+    with tempfile.TemporaryDirectory() as cache:  # training has its indexes cached, too
+        reader = PyAVReader(catalogue, index_cache=Path(cache))
+        try:
+            return _plan(catalogue, reader, clips, videos, seconds)
+        finally:
+            reader.close()
+
+
+def _plan(
+    catalogue: Catalogue, reader: PyAVReader, clips: ClipConfig, videos: int, seconds: float
+) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     ids = list(catalogue.ids())
     chosen = [ids[i] for i in sorted(generator.permutation(len(ids))[: 4 * videos].tolist())]
-    reader, indexes = PyAVReader(catalogue), []
+    indexes: list[VideoIndex] = []
     for video_id in chosen:
         try:
             index = reader.index(video_id)
@@ -249,7 +263,6 @@ def plan(
         *compressed(source, indexes, raw, model, clips),
         stored(source, middle, total, raw, clips),
     ]
-    reader.close()
     return {
         "model": asdict(model),
         "videos": [_inspected(index) for index in indexes],
