@@ -77,7 +77,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]], shown: Sequence[str] | None) -> str:
-    """A table with a column a run: "mean ± standard deviation (seeds)", or the one figure."""
+    """A table with a column a run: "mean +- standard deviation", or the one figure."""
     tables = {name: [flat(results) for results in every] for name, every in runs.items()}
     found = {key for every in tables.values() for table in every for key in table}
     keys = sorted(found) if shown is None else [key for key in shown if key in found]

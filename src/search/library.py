@@ -74,6 +74,10 @@ class Library:
         """Videos that can be found."""
         return list(self._by_video)
 
+    def duration(self, video: str) -> float:
+        """Seconds of an indexed video: where its last window ends."""
+        return float(self.times[self._by_video[video], 1].max())
+
     def search(self, vector: Array, most: int = 10, video: str | None = None) -> list[Moment]:
         """The moments nearest to a unit vector `D`, best first, none overlapping a better one.
 

@@ -13,8 +13,12 @@ import pytest
 from rushes import VideoText
 from rushes.cli import main
 from rushes.datasets.record import Record
+from rushes.datasets.record_store import open_records
 from rushes.embeddings import read_tables
+from rushes.errors import MetricError
 from rushes.evaluation import evaluate_retrieval
+from rushes.metrics import temporal_iou
+from rushes.search.judge import judge_moments
 from rushes.search.library import build_library, load_library
 
 
@@ -41,7 +45,6 @@ def test_embed_and_score_agree_with_evaluation(
     found = json.loads(figures.read_text())["retrieval"]
 
     model = VideoText.from_pretrained(retrieval_run)
-    from rushes.datasets.record_store import open_records
     from rushes.datasets.stretches import stretch_videos
     from rushes.search.library import open_folder
 
@@ -98,7 +101,10 @@ def test_moments_are_found_and_new_videos_added(
     rows = [i for i, name in enumerate(library.videos) if name == "film_0000"]
     row = rows[len(rows) // 2]
     (best, *rest) = library.search(library.vectors[row], 5, "film_0000")
-    assert (best.start, best.end) == tuple(library.times[row])
+    # Random weights give near-equal vectors: the window itself ties with the best, at least.
+    own = float(library.vectors[row] @ library.vectors[row])
+    assert best.score == pytest.approx(own, abs=1e-5)
+    assert (best.start, best.end) in {tuple(times) for times in library.times[rows].tolist()}
     assert all(moment.video == "film_0000" for moment in rest)
     assert all(other.end <= best.end or other.start >= best.start for other in rest)
     assert library.search(library.vectors[row], 1)[0].score == pytest.approx(1, abs=1e-4)
@@ -141,6 +147,37 @@ def test_the_commands_of_a_user(
     other = ["search", "x", "--model", str(qa_run), "--index", str(tmp_path / "index")]
     assert main(other) == 1
     assert "made by another model" in capsys.readouterr().err
+
+
+def test_moments_are_judged_beside_chance(
+    tmp_path: Path, corpus: Path, retrieval_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = VideoText.from_pretrained(retrieval_run)
+    library, _ = build_library(
+        model, corpus / "videos", tmp_path / "films", only=lambda name: "film" in name
+    )
+    records = list(open_records([corpus / "films.jsonl"], "auto", None, None))
+    found = judge_moments(model, library, records)
+    assert found["coverage"] == 1.0
+    assert 0.02 < found["random"] < 0.2
+    assert found["interval_95"][0] <= found["r1"] <= found["interval_95"][1]
+
+    # A model that knows: each text gets the vector of the window nearest to its truth.
+    spans = [(s.start, s.end) for s in records[0].segments if s.start is not None and s.end]
+    captions = [s for s in records[0].segments if s.kind == "caption" and s.start is not None]
+
+    def knowing(texts: list[str]) -> Any:
+        rows = [
+            max(range(len(library.videos)), key=lambda i: temporal_iou(tuple(library.times[i]), t))
+            for t in ((float(s.start or 0), float(s.end or 0)) for s in captions)
+        ]
+        assert len(texts) == len(rows) <= len(spans)
+        return library.vectors[rows]
+
+    monkeypatch.setattr(model, "encode_text", knowing)
+    assert judge_moments(model, library, records)["r1"] > 0.9
+    with pytest.raises(MetricError, match="none of"):
+        judge_moments(model, library, [Record("absent", segments=tuple(captions))])
 
 
 @pytest.mark.use
