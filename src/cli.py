@@ -56,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 good, 1 user error, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())  # noqa: T201
+        print(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"rushes {__version__}")  # noqa: T201
+        print(f"rushes {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
-        print(f"rushes: no command {name!r}; did you mean {near!r}?", file=sys.stderr)  # noqa: T201
+        print(f"rushes: no command {name!r}; did you mean {near!r}?", file=sys.stderr)
         return 2
     command = COMMANDS[name]
     function: Callable[[Sequence[str]], int] = getattr(
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return function(rest)
     except RushesError as error:
-        print(f"rushes {name}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"rushes {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

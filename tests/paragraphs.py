@@ -89,7 +89,7 @@ class ParagraphLoader:
         self.steps_per_epoch = SIZE // self.micro
         self.bad: list[BadVideo] = []
 
-    def batches(self, start_step: int) -> Iterator[list[Batch]]:
+    def batches(self, start_step: int = 0) -> Iterator[list[Batch]]:
         """Whole batches."""
         step = start_step
         while True:

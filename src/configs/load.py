@@ -89,10 +89,10 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def preset_names() -> list[str]:
-    """Names of the presets inside the package."""
+    """Names of the presets inside the package (`base_model*` hold BERT sizes, not runs)."""
     folder = resources.files("rushes.configs")
-    names = (Path(entry.name) for entry in folder.iterdir())
-    return sorted(name.stem for name in names if name.suffix == ".json")
+    names = (Path(entry.name) for entry in folder.iterdir() if entry.name.endswith(".json"))
+    return sorted(name.stem for name in names if not name.stem.startswith("base_model"))
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
