@@ -204,7 +204,8 @@ def test_version_is_told_by_the_command(installed: Installed) -> None:
 
 
 def test_every_preset_loads_by_name(installed: Installed) -> None:
-    presets = sorted(path.stem for path in (installed.source / "configs").glob("*.json"))
+    files = sorted(path.stem for path in (installed.source / "configs").glob("*.json"))
+    presets = [name for name in files if not name.startswith("base_model")]
     script = (
         "import sys\n"
         "from rushes.configs.load import load_config, preset_names\n"
