@@ -19,6 +19,20 @@ _open: dict[tuple[int, str], tuple[lmdb.Environment, int]] = {}
 _lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    """In the child: drop its copies of the parent's environments, or LMDB would refuse to open them
+    a second time. Closing them here leaves the parent's locks and readers alone.
+    """
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    for environment, _ in _open.values():
+        environment.close()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class ProbeCache:
     """A cache of `VideoIndex` in a folder.
 
