@@ -1,7 +1,7 @@
 # Everything a person runs. Needs Python 3.11 or newer and make; the rest goes into .venv.
 
 SHELL := /bin/bash
-.DEFAULT_GOAL := commands
+.DEFAULT_GOAL := help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -16,9 +16,9 @@ ROUNDS ?= 5000
 # One thread a test process: WORKERS of them share the cores.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: commands setup demo demo-full results test test-fast test-slow lint bench clean
+.PHONY: help commands setup demo demo-full results test test-fast test-slow lint bench clean
 
-commands: ## list these commands
+help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## create .venv with everything pinned by constraints.txt
@@ -38,6 +38,9 @@ demo: $(STAMP) ## the whole road on a rendered corpus: about 15 minutes on two c
 
 demo-full: $(STAMP) ## the same at full size: make demo-full SEED=n
 	$(BIN)/rushes demo --full --seed $(SEED)
+
+commands: $(STAMP) ## every published command of docs/commands.md on small data, and its dry run
+	$(PYTEST) tests/test_published_commands.py $(ARGS)
 
 results: $(STAMP) ## merge docs/results/demo-full-*.json into docs/results.md
 	$(BIN)/rushes results

@@ -10,6 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from rushes.checkpoint import resolve_checkpoint, write_atomically
-from rushes.configs.load import config_to_json, load_config
+from rushes.configs.load import build_config, config_to_json, load_config
 from rushes.configs.schema import RunConfig
 from rushes.datasets.build import (
     FrameSources,
@@ -37,7 +38,7 @@ from rushes.datasets.loader import EvalLoader, TrainLoader
 from rushes.datasets.record import Record
 from rushes.datasets.text import TextTokenizer
 from rushes.distributed import World, run_main
-from rushes.dry_run import try_one_step
+from rushes.dry_run import META, first_batches, predict_step, try_one_step, why_no_step
 from rushes.errors import ConfigError
 from rushes.evaluation import evaluate, write_predictions
 from rushes.frozen_cache import cache_frozen
@@ -45,7 +46,7 @@ from rushes.judge_masked import evaluate_masked
 from rushes.log import get_logger
 from rushes.modeling.build import build_model
 from rushes.modeling.model import VideoTextModel
-from rushes.modeling.weights import load_weights, start_weights
+from rushes.modeling.weights import load_weights, read_config, start_weights
 from rushes.protocols import Evaluation
 from rushes.training import StepLoader, elastic_config, train
 
@@ -101,9 +102,15 @@ def _run_one(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
 
 
 def _dry_run(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
-    """Build everything in a scratch folder, take one step, print what would run; leave nothing."""
+    """Check everything in a scratch folder, take a step where it fits, say what would run.
+
+    Leaves nothing.
+    """
     with TemporaryDirectory(prefix="rushes-dry-run-") as scratch:
-        parts = assemble(config, world, Path(world.broadcast_object(scratch)))
+        place = Path(world.broadcast_object(scratch))
+        if config.inference.enabled:
+            config = _of_finished_run(config, folder)
+        parts = assemble(config, world, place, meta=True)
         found: dict[str, Any] = {
             "task": config.task,
             "output": str(folder),
@@ -116,16 +123,39 @@ def _dry_run(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
             loaders = parts.loaders(config.inference.split)
             found["samples"] = sum(len(loader.dataset) for loader in loaders)
         else:
-            loader = build_train_loader(
-                config, world, parts.tokenizer, sources=parts.sources, answers=parts.answers
-            )
-            epochs = config.train.epochs * loader.steps_per_epoch
-            found["steps"] = min(config.train.max_steps or math.inf, math.ceil(epochs))
-            found.update(try_one_step(config, world, parts.model, loader))
+            found.update(_try_training(parts))
         parts.sources.close()
     if world.is_main:
         print(json.dumps(found, indent=1))  # noqa: T201
     return found
+
+
+def _try_training(parts: Parts) -> dict[str, Any]:
+    """What training would take, and the first step where it fits."""
+    config, world = parts.config, parts.world
+    loader = build_train_loader(
+        config, world, parts.tokenizer, sources=parts.sources, answers=parts.answers
+    )
+    epochs = config.train.epochs * loader.steps_per_epoch
+    found: dict[str, Any] = {
+        "steps": min(config.train.max_steps or math.inf, math.ceil(epochs)),
+        "evaluated": {
+            split: sum(len(loader.dataset) for loader in parts.loaders(split))
+            for split in ("validation", "test")
+            if getattr(config.data, split)
+        },
+    }
+    batches, waited = first_batches(loader)
+    found["seconds_data"] = round(waited, 2)
+    predicted = predict_step(config, world, parts.model, batches[0])
+    found.update(predicted)
+    reasons = world.all_gather_object(why_no_step(world, predicted))
+    reason = next(filter(None, reasons), "")
+    if reason:
+        found["not_tried"] = reason
+        return found
+    model = assemble(config, world, parts.folder).model
+    return {**found, **try_one_step(config, world, model, batches)}
 
 
 @dataclass
@@ -168,8 +198,15 @@ class Parts:
         )
 
 
-def assemble(config: RunConfig, world: World, folder: Path, *, weights: bool = True) -> Parts:
-    """Tokenizer, answers, readers and model, with the starting weights that the config names."""
+def assemble(
+    config: RunConfig, world: World, folder: Path, *, weights: bool = True, meta: bool = False
+) -> Parts:
+    """Tokenizer, answers, readers and model, with the starting weights that the config names.
+
+    Args:
+        weights: load them; else the model keeps its random ones.
+        meta: the model has shapes but no values, and the weights are only checked against it.
+    """
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
     world.barrier()
@@ -178,12 +215,16 @@ def assemble(config: RunConfig, world: World, folder: Path, *, weights: bool = T
     if config.task == "open_ended_qa":
         answers = _answers(config, folder)
     torch.manual_seed(config.seed)
-    model = build_model(
-        config, vocab_size=tokenizer.vocab_size, num_answers=len(answers) or None
-    ).to(world.device)
+    with META if meta else nullcontext():
+        model = build_model(
+            config, vocab_size=tokenizer.vocab_size, num_answers=len(answers) or None
+        )
+    if not meta:
+        model.to(world.device)
     if weights:
         start_weights(model, mount_folder(config))
-    world.broadcast_parameters(model)
+    if not meta:
+        world.broadcast_parameters(model)
     records: list[Record] = []
     if config.task in ("open_ended_qa", "multiple_choice_qa"):
         for dataset in config.data.train:
@@ -242,14 +283,7 @@ def infer(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
     """
     own = (folder / "checkpoints").is_dir()
     step = config.inference.step if own else "weights"
-    if own:
-        checkpoint = resolve_checkpoint(folder, config.inference.step)
-        weights = replace(config.model.weights, model=str(checkpoint.absolute()))
-        config = replace(config, model=replace(config.model, weights=weights))
-    elif not config.model.weights.model:
-        raise ConfigError(
-            f"{folder} holds no checkpoints and model.weights.model is not set: nothing to judge"
-        )
+    config = _of_finished_run(config, folder)
     parts = assemble(config, world, folder)
     split = config.inference.split
     results: dict[str, Any] = {"task": config.task, "split": split, "step": step}
@@ -261,6 +295,24 @@ def infer(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
     parts.sources.close()
     world.barrier()
     return results
+
+
+def _of_finished_run(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration with the model that stands in the run folder.
+
+    A model can only be built as it was trained, so `model` and `objectives` are the stored ones.
+    """
+    if not (folder / "checkpoints").is_dir():
+        if config.model.weights.model:
+            return config
+        raise ConfigError(
+            f"{folder} holds no checkpoints and model.weights.model is not set: nothing to judge"
+        )
+    checkpoint = resolve_checkpoint(folder, config.inference.step)
+    stored = build_config(read_config(checkpoint))
+    weights = replace(config.model.weights, init="random", model=str(checkpoint.absolute()))
+    model = replace(stored.model, weights=weights)
+    return replace(config, model=model, objectives=stored.objectives)
 
 
 def judge_split(parts: Parts, split: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tests.helpers import ROOT, launch
 
 TARGETS = [
     "setup",
+    "commands",
     "demo",
     "demo-full",
     "results",

@@ -115,7 +115,7 @@ class TimeSformer(nn.Module):
         self.gradient_checkpointing = False
         self.position_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], dim))
         self.time_embed = nn.Parameter(torch.zeros(1, num_frames, dim))
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(SpaceTimeBlock(dim, num_heads, rate) for rate in rates)
         self.reset_parameters()
 
