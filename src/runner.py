@@ -408,11 +408,13 @@ def _link_best(folder: Path, world: World) -> None:
     """`RUN/best` and `RUN/last`, the short names that people type."""
     if not world.is_main:
         return
-    for name in ("best", "last"):
+    there = [name for name in ("best", "last") if (folder / "checkpoints" / name).is_dir()]
+    for name in ("best", "last") if there else ():
+        # Without a validation split the last checkpoint is the best one known.
+        target = Path("checkpoints") / (name if name in there else there[0])
         link = folder / name
-        if (folder / "checkpoints" / name).is_dir() and not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(Path("checkpoints") / name, target_is_directory=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target, target_is_directory=True)
 
 
 def _lookup(values: Mapping[str, Any], path: str) -> float:

@@ -18,7 +18,7 @@ from rushes.modeling.build import build_model
 
 SIZES: dict[str, Any] = {
     "model": {
-        "backbone_args": {"channels": [16, 16, 32, 32]},
+        "backbone_args": {"channels": [32, 32, 32, 32]},
         "embed_dim": 32,
         "temporal_depth": 1,
         "temporal_heads": 2,
