@@ -137,7 +137,7 @@ def _fit(model: QuestionNet, train: Questions, frames: Tensor | None, seed: int)
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         log.info("epoch %d of %d: loss %.3f", epoch + 1, EPOCHS, np.mean(losses))
 
 

@@ -127,7 +127,10 @@ def claims(arms: Mapping[str, Arm], majority: Mapping[str, float]) -> list[dict[
     def better(one: str, other: str, kind: str | None, by: float) -> None:
         if one not in arms or other not in arms:
             return
-        found = difference(arms[one].of_kind(kind), arms[other].of_kind(kind))
+        first, second = arms[one].of_kind(kind), arms[other].of_kind(kind)
+        if not first or not second:
+            return
+        found = difference(first, second)
         holds = found["difference"] >= by if by else found["difference"] > 0
         of = "t2v_r1" if kind is None else kind
         out.append({"claim": f"{one} over {other} on {of} by {by}", "holds": holds, **found})
