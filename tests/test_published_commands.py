@@ -21,6 +21,7 @@ from rushes.checkpoint import resolve_checkpoint
 from rushes.configs.load import load_config
 from rushes.configs.published import PUBLISHED_FLAGS
 from rushes.configs.schema import RunConfig
+from rushes.errors import ConfigError
 from rushes.modeling.build import build_model
 from rushes.modeling.files import read_state
 from rushes.modeling.weights import load_weights, published_state
@@ -304,3 +305,8 @@ def test_every_published_flag_is_taken(flag: str) -> None:
 def test_booleans_as_published(value: str) -> None:
     config = load_config(["--config", "msrvtt_retrieval", "--do_inference", value])
     assert config.inference.enabled is (value.lower() in ("1", "true"))
+
+
+def test_a_dead_flag_is_refused_with_its_reason() -> None:
+    with pytest.raises(ConfigError, match=r"--num_valid: .*train\.validate_every"):
+        load_config(["--config", "msrvtt_retrieval", "--num_valid", "10"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rushes.errors import ConfigError
+
 PUBLISHED_FLAGS: dict[str, str] = {
     "data_mount_dir": "data.mount_dir",
     "tokenizer_dir": "model.text.tokenizer",
@@ -91,6 +93,15 @@ DEAD_KEYS: dict[str, str] = {
 
 
 def translate_flag(name: str, text: str) -> tuple[str, Any] | None:
-    """(dotted path, value) of a published flag, or None when `name` is not one."""
+    """(dotted path, value) of a published flag, or None when `name` is not one.
+
+    Raises:
+        ConfigError: a published flag that means nothing here, with the reason.
+    """
     path = PUBLISHED_FLAGS.get(name)
-    return None if path is None else (path, None if text == "null" else text)
+    if path is not None:
+        return path, None if text == "null" else text
+    # `optim` is a section of the schema too.
+    if name in DEAD_KEYS and name != "optim":
+        raise ConfigError(f"--{name}: {DEAD_KEYS[name]}")
+    return None
