@@ -48,10 +48,23 @@ TRAINING = [c for c in COMMANDS if "--do_inference" not in c]
 INFERENCE = [c for c in COMMANDS if "--do_inference" in c]
 
 
+ALIKE = ("lsmdc_retrieval", "actnet_retrieval", "tgif_transition_qa", "tgif_frame_qa")
+"""Presets that take the way of another one (DiDeMo, TGIF action, MSRVTT-QA); trained by `make
+commands` and `make test-slow`, while every test run makes their dry run."""
+
+
 def name_of(command: list[str]) -> str:
     """Runner and preset."""
     preset = Path(command[command.index("--config") + 1]).stem
     return f"{Path(command[0]).stem}-{preset}"
+
+
+def each_trained() -> list[Any]:
+    """The training commands as parameters of a test."""
+    return [
+        pytest.param(c, marks=[pytest.mark.full] if name_of(c).endswith(ALIKE) else [])
+        for c in TRAINING
+    ]
 
 
 def call(command: list[str], *more: str) -> int:
@@ -103,7 +116,7 @@ def test_all_published_presets_are_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("published_commands")
-@pytest.mark.parametrize("command", TRAINING, ids=name_of)
+@pytest.mark.parametrize("command", each_trained(), ids=name_of)
 def test_trains_an_epoch(command: list[str], tiny: Path) -> None:
     folder = trained(command, tiny)
     results = json.loads((folder / "results.json").read_text())
