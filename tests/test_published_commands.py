@@ -148,7 +148,7 @@ def test_judges_a_finished_run(command: list[str], tiny: Path) -> None:
     steps = ["best", "last", str(step), f"step_{step}"] if "mc" in command[0] else ["best"]
     for spelling in steps:
         assert call([*command[:place], spelling, *command[place + 1 :]]) == 0
-        task = "multiple_choice" if "mc" in command[0] else load_config(command[1:]).task
+        task: str = "multiple_choice" if "mc" in command[0] else load_config(command[1:]).task
         (path,) = folder.glob(f"inference/{task}_*_{spelling}/results.json")
         found.append(json.loads(path.read_text()))
         assert resolve_checkpoint(folder, spelling).is_dir()
