@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -52,7 +54,11 @@ def test_every_target_sets_up_first(fresh: Path, target: str) -> None:
 
 def test_a_finished_setup_is_not_repeated(fresh: Path) -> None:
     (fresh / ".venv").mkdir()
-    (fresh / ".venv" / ".rushes-setup").touch()
+    stamp = fresh / ".venv" / ".rushes-setup"
+    stamp.touch()
+    # File times are coarse: what is touched next must be later for make, too.
+    for file, ago in ((fresh / "pyproject.toml", 20), (fresh / "constraints.txt", 20), (stamp, 10)):
+        os.utime(file, (time.time() - ago,) * 2)
     assert "pip install" not in make("-n", "test", folder=fresh).stdout
     (fresh / "constraints.txt").touch()
     assert "pip install" in make("-n", "test", folder=fresh).stdout
