@@ -38,7 +38,7 @@ class Size(NamedTuple):
     overlays: tuple[str, ...]
 
 
-DEMO = Size(train=600, validation=60, test=200, overlays=())
+DEMO = Size(train=560, validation=40, test=200, overlays=())
 FULL = Size(train=900, validation=150, test=200, overlays=("demo_full_{}",))
 
 

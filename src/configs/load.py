@@ -136,9 +136,9 @@ def _typed(name: str, text: str) -> tuple[str, Any]:
     if published is not None:
         return published
     hint = _hint(name)
-    if hint is str or "str" in str(hint):
+    if hint in (str, str | None):
         # Text stays text ("1200" is a step name), except null, which unsets.
-        return name, None if text == "null" and "None" in str(hint) else text
+        return name, None if text == "null" and hint != str else text  # noqa: E721
     try:
         return name, json.loads(text)
     except json.JSONDecodeError:
