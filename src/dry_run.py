@@ -48,8 +48,8 @@ def predict_step(
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-        held.append(tensor)  # a storage that is freed may lend its id to the next
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        held.append(tensor)  # a storage that is freed may lend its address to the next
         return tensor
 
     held: list[Tensor] = []
@@ -61,7 +61,7 @@ def predict_step(
             rows = torch.zeros(len(texts[0].values), dtype=torch.int64, device=META)
             model.cross(texts[0], encoded["video", "token"], rows)
     for parameter in model.parameters():
-        kept.pop(id(parameter.untyped_storage()), None)
+        kept.pop(parameter.untyped_storage()._cdata, None)
     dtype = resolve_precision(config.train.precision, world.device)
     activations = sum(kept.values()) * (1.0 if dtype is None else 0.5)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
