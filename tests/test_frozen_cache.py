@@ -40,7 +40,7 @@ def config_of(corpus: Path, **train_settings: Any) -> RunConfig:
         "task": "pretrain",
         "stage": 2,
         "model": {
-            "cross": True, "freeze": ["stage1"], "backbone_args": {"channels": [8, 16, 24, 32]},
+            "cross": True, "freeze": ["stage1"], "backbone_args": {"channels": [32, 32, 32, 32]},
         },
         "objectives": [{"name": "masked_language"}],
         "data": {"mount_dir": str(corpus), "train": [dataset], "failure_budget": 1.0},

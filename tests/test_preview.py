@@ -23,7 +23,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     config = {
         "task": "pretrain",
         "stage": 2,
-        "model": {"cross": True, "backbone_args": {"channels": [8, 16, 24, 32]}},
+        "model": {"cross": True, "backbone_args": {"channels": [32, 32, 32, 32]}},
         "objectives": [{"name": "masked_language"}],
         "data": {"mount_dir": str(folder), "train": [dataset]},
         "geometry": {"high_size": [64, 128]},

@@ -28,6 +28,8 @@ _FAILED = "rushes_failed"
 _POLL = 0.25
 _GRACE = 4.0
 """Seconds that a rank has to leave by itself once another has failed."""
+_STORE_ANSWER = 30.0
+"""Longest that a busy store is waited for when a rank leaves."""
 
 
 class TorchWorld(CollectiveWorld):
@@ -141,7 +143,8 @@ class _Watch:
         """Watch no more."""
         self._stopped.set()
         if threading.current_thread() is not self._thread:
-            self._thread.join(2)
+            # A thread that is still inside the store when the interpreter ends aborts the process.
+            self._thread.join(_STORE_ANSWER)
 
     def _run(self) -> None:
         while not self._stopped.wait(_POLL):
