@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "demo": Command("rushes.demo", "the whole road on a rendered corpus"),
     "footage": Command("rushes.datasets.footage", "render the demo corpus"),
     "doctor": Command("rushes.video.doctor", "say what every file of a folder really holds"),
     "plan": Command("rushes.video.plan", "predict decode cost and recommend how to prepare"),
