@@ -150,7 +150,8 @@ def _run_ray(jobs: Sequence[Job], workers: int | None) -> Iterator[Row]:
     if started:
         ray.init(log_to_driver=False, include_dashboard=False)
     task = ray.remote(num_cpus=1, max_retries=2)(_do_on_node)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    untyped: Any = ray  # Ray has types for some of its calls only, and may not be installed
+    resources: dict[str, float] = untyped.cluster_resources()
     limit = workers or max(1, int(resources.get("CPU", 1))) * 2
     waiting = list(reversed(jobs))
     running: list[Any] = []
