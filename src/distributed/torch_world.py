@@ -18,6 +18,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group that exists when they are defined as default argument. Imported after
+# the group is made (the first optimizer step does), they would keep it, and its threads, alive.
+import torch.distributed.nn
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -120,6 +124,8 @@ class TorchWorld(CollectiveWorld):
     def shutdown(self) -> None:
         self._watch.stop()
         self.barrier()
+        # Ends the group's threads: one that drops the last tensor of a collective while the
+        # interpreter is leaving aborts the process.
         dist.destroy_process_group()
 
 
