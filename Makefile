@@ -12,6 +12,7 @@ EXTRAS := app,torchcodec,test
 SEED ?= 0
 WORKERS ?= 2
 ROUNDS ?= 5000
+VIDEOS ?= ../shared/videos
 
 # One thread a test process: WORKERS of them share the cores.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
@@ -60,12 +61,13 @@ lint: $(STAMP) ## ruff, mypy strict, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## every benchmark, JSON under runs/bench
+bench: $(STAMP) ## every benchmark, JSON under runs/bench: make bench VIDEOS=folder of raw files
 	@mkdir -p runs/bench
 	@set -e; for file in benchmarks/*.py; do \
 	    case "$$file" in */_*) continue;; esac; \
-	    name=$$(basename "$$file" .py); echo "== $$name"; \
-	    $(BIN)/python "$$file" --json "runs/bench/$$name.json"; \
+	    name=$$(basename "$$file" .py); echo "== $$name"; more=; \
+	    case "$$name" in decode|plan) more="--videos $(VIDEOS)";; esac; \
+	    $(BIN)/python "$$file" --json "runs/bench/$$name.json" $$more; \
 	done
 
 clean: ## remove what builds and tools leave behind, not .venv and not runs

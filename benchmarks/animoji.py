@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from _animoji_cnn import Footage, Plain
+from _figures import add_json, publish
 
 from rushes.configs.load import read_preset
 from rushes.datasets.formats.registry import read_records
@@ -46,7 +47,7 @@ Ranks = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_json(parser)
     parser.add_argument("--folds", action="store_true", help="also five folds by emoji")
     parser.add_argument("--minutes", type=float, help="longest training of one model")
     parser.add_argument("--seed", type=int, default=0)
@@ -62,11 +63,7 @@ def main() -> None:
         figures["folds"] = bench.folds()
     figures["seed"], figures["threads"] = arguments.seed, arguments.threads
     figures["torch"] = torch.__version__
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    publish(figures, arguments.json)
 
 
 class Bench:

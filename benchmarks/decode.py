@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import os
 import statistics
@@ -31,6 +30,7 @@ import cv2
 import numpy as np
 import torch
 from _decode_peers import SIDES, Pictures, Sample, mappings_of
+from _figures import add_json, publish
 
 from rushes.errors import VideoError
 from rushes.video.catalogue import VIDEO_SUFFIXES, Catalogue
@@ -47,7 +47,7 @@ MIN_PIXELS, MIN_FRAMES, MIN_PSNR = 230_400, 25, 35.0
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--videos", type=Path, required=True, help="folder of raw files")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_json(parser)
     parser.add_argument("--rounds", type=int, default=15, help="samples a file")
     parser.add_argument("--only", default="", help="files whose path holds this text")
     parser.add_argument("--seed", type=int, default=0)
@@ -70,11 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     report["psnr.min"] = min(row["psnr"] for row in rows)
     if not options.no_store:
         report.update(store_part(files, rows, options.rounds, options.seed))
-    text = json.dumps(report, indent=1)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text, encoding="utf-8")
-    print(json.dumps({k: v for k, v in report.items() if k != "files"}, indent=1))
+    publish(report, options.json, hide=("files",))
     return 0 if report["psnr.min"] >= MIN_PSNR else 1
 
 
@@ -172,7 +168,7 @@ def measure(path: Path, index: VideoIndex, rounds: int, seed: int) -> dict[str, 
                 began = time.perf_counter()
                 try:
                     their_high, their_low = side(sample)
-                except (RuntimeError, ValueError, KeyError, cv2.error) as error:
+                except (RuntimeError, ValueError, LookupError, cv2.error) as error:
                     failed[name] = str(error)[:200]
                     continue
                 spent = time.perf_counter() - began

@@ -13,7 +13,6 @@ ratio.qa_shared_large  published size, decoding apart: the arithmetic bound (one
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _figures import add_json, publish
 
 from rushes.configs.load import build_config, merge, read_preset
 from rushes.configs.schema import RunConfig
@@ -50,7 +50,7 @@ DIM, QUESTIONS = 256, 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_json(parser)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=100_000, help="queries and gallery of ranking")
@@ -69,11 +69,7 @@ def main() -> None:
         figures |= measure_shared(arguments.rounds)
     if arguments.part in ("all", "large"):
         figures |= measure_large(arguments.rounds)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    publish(figures, arguments.json)
 
 
 def timed(work: Callable[[], Any]) -> float:

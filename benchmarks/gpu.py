@@ -13,15 +13,14 @@ Ends within 8 minutes. Without a device it says so and exits with 0.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from _figures import add_json, publish
 from torch import Tensor
 
 BUDGET = 8 * 60.0
@@ -33,7 +32,7 @@ BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_json(parser)
     parser.add_argument("--high", type=int, nargs=2, default=(640, 1024), help="height and width")
     parser.add_argument("--frames", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=20.0, help="timed steps of one setting")
@@ -42,11 +41,7 @@ def main() -> None:
     started = time.monotonic()
     figures = measure(arguments, started) if torch.cuda.is_available() else nothing()
     figures["wall_seconds"] = time.monotonic() - started
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    publish(figures, arguments.json)
 
 
 def nothing() -> dict[str, Any]:

@@ -13,7 +13,6 @@ of a stage-1 sample are compared with the median of those measured, the same sam
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _figures import add_json, publish
 
 from rushes.configs.schema import ClipConfig
 from rushes.errors import VideoError
@@ -33,7 +33,7 @@ from rushes.video.readers.pyav_reader import PyAVReader
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--videos", type=Path, required=True, help="folder of raw files")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_json(parser)
     parser.add_argument("--rounds", type=int, default=9, help="samples a file")
     parser.add_argument("--seconds", type=float, default=8.0, help="of calibrating")
     options = parser.parse_args(arguments)
@@ -43,11 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         reader = PyAVReader(catalogue, index_cache=Path(cache))
         report = judge(catalogue, reader, clips, options.rounds, options.seconds)
         reader.close()
-    shown = {key: value for key, value in report.items() if key != "files"}
-    print(json.dumps(shown, indent=1))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    publish(report, options.json, hide=("files",))
     return 0
 
 

@@ -13,7 +13,6 @@ times of every result and writes the report.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -24,6 +23,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from _figures import add_json, publish
 
 from rushes.datasets.footage import render_corpus
 from rushes.video import prepare
@@ -36,7 +37,7 @@ HEIGHT = 192
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_json(parser)
     parser.add_argument("--videos", type=Path, help="folder of videos (renders some)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -44,11 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         videos = options.videos or rendered(Path(scratch))
         figures = compare(videos, Path(scratch), options.rounds, options.workers)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    publish(figures, options.json)
     return 0
 
 

@@ -13,7 +13,6 @@ Each ratio is the median over rounds of two measurements next to each other.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _figures import add_json, publish
 
 from rushes.video.catalogue import open_catalogue
 from rushes.video.readers import open_reader
@@ -293,7 +293,7 @@ RATIOS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True)
+    add_json(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clips", type=int, default=96)
     options = parser.parse_args(argv)
@@ -308,9 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, values in rates.items():
         figures[f"clips_per_second.{name}"] = statistics.median(values)
     figures |= {"clip_bytes": clip_bytes, "rounds": options.rounds, "cpus": os.cpu_count()}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    publish(figures, options.json)
     return 0
 
 

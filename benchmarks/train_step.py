@@ -22,10 +22,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from _figures import add_json, publish
 from _published_graph import PublishedStage1
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ Step = Callable[[], float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    add_json(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", choices=("all", "time", "memory"), default="all")
@@ -51,11 +51,7 @@ def main() -> None:
         figures |= compare_times(arguments.rounds)
     if arguments.part != "time":
         figures |= compare_memory(arguments.threads)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    publish(figures, arguments.json)
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from _figures import add_json, publish
 
 from rushes.configs.load import build_config, merge, read_preset
 from rushes.configs.schema import RunConfig
@@ -246,7 +247,7 @@ def ranks(arguments: argparse.Namespace, corpus: Path, scratch: Path) -> dict[st
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Flags."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     parser.add_argument("--corpus", type=Path, help="rendered footage; made when not given")
     parser.add_argument("--videos", default="videos", help="folder or store in the corpus")
     parser.add_argument("--frames", default="inprocess", help="as data.frames")
@@ -278,7 +279,7 @@ def main(argv: Sequence[str]) -> int:
         for name, part in (("stall", stall_and_overhead), ("ranks", ranks), ("stage2", stage2)):
             if arguments.only in (None, name):
                 found.update(part(arguments, corpus, scratch))
-    print(json.dumps(found, indent=None if arguments.json else 1))
+    publish(found, arguments.json)
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rushes import demo_report
+from rushes.datasets.footage import PREPARE, STORE
 from rushes.errors import RushesError
 
 
@@ -38,16 +39,19 @@ class Size(NamedTuple):
     overlays: tuple[str, ...]
 
 
-DEMO = Size(train=560, validation=40, test=200, overlays=())
+DEMO = Size(train=440, validation=40, test=200, overlays=())
 FULL = Size(train=900, validation=150, test=200, overlays=("demo_full_{}",))
 
 
 class Step(NamedTuple):
-    """One command of the road and the file that says it has finished."""
+    """One command of the road and the file that says it has finished.
+
+    A step without such a file is run each time, and does nothing twice by itself.
+    """
 
     title: str
     arguments: tuple[str, ...]
-    finished: Path
+    finished: Path | None
 
 
 def steps(folder: Path, size: Size, seed: int) -> list[Step]:
@@ -57,10 +61,9 @@ def steps(folder: Path, size: Size, seed: int) -> list[Step]:
         *("footage", str(corpus), "--train", str(size.train), "--val", str(size.validation)),
         *("--test", str(size.test), "--seed", str(seed)),
     ]
-    compress = [
-        *("prepare", str(corpus / "videos"), str(corpus / "videos_6fps")),
-        *("--fps", "6", "--height", "192", "--gop", "6", "--crf", "20", "--allow-bad"),
-    ]
+    prepared = str(corpus / "videos_6fps")
+    compress = ["prepare", str(corpus / "videos"), prepared, *PREPARE]
+    pack = ["store", prepared, str(corpus / "store"), *STORE]
 
     def run(
         command: str,
@@ -84,6 +87,7 @@ def steps(folder: Path, size: Size, seed: int) -> list[Step]:
     return [
         Step("footage", tuple(render), corpus / "corpus.json"),
         Step("prepare", tuple(compress), folder / BAD_VIDEOS),
+        Step("store", tuple(pack), None),
         run("pretrain", "stage1", "pretrain_stage1", "tiny", "demo_stage1"),
         run("pretrain", "stage2", "pretrain_stage2", "tiny", "demo_stage2", extra=start("stage1")),
         run(
@@ -115,18 +119,16 @@ def main(argv: Sequence[str]) -> int:
     folder: Path = options.out or Path("runs") / name
     road = steps(folder, FULL if options.full else DEMO, options.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
     for number, step in enumerate(road, 1):
         _run(step, number, len(road), folder)
         if step.title == options.until:
             return 0
-    seconds = time.monotonic() - begun
-    return demo_report.write(folder, seed=options.seed, full=options.full, seconds=seconds)
+    return demo_report.write(folder, seed=options.seed, full=options.full)
 
 
 def _run(step: Step, number: int, count: int, folder: Path) -> None:
     print(f"\n[{number}/{count}] rushes {shlex.join(step.arguments)}", flush=True)  # noqa: T201
-    if step.finished.exists():
+    if step.finished is not None and step.finished.exists():
         print(f"    done before: {step.finished}", flush=True)  # noqa: T201
         return
     begun = time.monotonic()
@@ -139,7 +141,7 @@ def _run(step: Step, number: int, count: int, folder: Path) -> None:
     seconds = time.monotonic() - begun
     timings = folder / "timings.json"
     known = json.loads(timings.read_text("utf-8")) if timings.exists() else {}
-    known[step.title] = round(seconds, 1)
+    known[step.title] = round(known.get(step.title, 0.0) + seconds, 1)
     timings.write_text(json.dumps(known, indent=1), encoding="utf-8")
     print(f"    {step.title}: {seconds:.0f} s", flush=True)  # noqa: T201
 

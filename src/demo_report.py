@@ -26,26 +26,24 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="rushes report", allow_abbrev=False)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs") / "demo")
     options = parser.parse_args(argv)
-    return write(options.folder, seed=_seed(options.folder), full=False, seconds=None)
+    return write(options.folder, seed=_seed(options.folder), full=False)
 
 
-def write(folder: Path, *, seed: int, full: bool, seconds: float | None) -> int:
+def write(folder: Path, *, seed: int, full: bool) -> int:
     """Merge the runs' figures, write the page, print the scores; returns an exit code.
 
     Args:
         folder: of the demo.
         seed: of its runs.
         full: also write docs/results/demo-full-SEED.json.
-        seconds: how long the demo took, where known.
     """
     results = gather(folder)
     results["seed"] = seed
     timings = folder / "timings.json"
     if timings.exists():
         results["seconds"] = json.loads(timings.read_text("utf-8"))
-    if seconds is not None:
-        results["seconds_total"] = round(seconds, 1)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        results["seconds_total"] = round(sum(results["seconds"].values()), 1)
+    peak = max(_known_peak(folder), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20)
     if peak > 0:
         results["peak_memory_gib"] = round(peak, 2)
     write_results(folder / "results.json", results)
@@ -127,6 +125,12 @@ def _write_page(folder: Path, results: Mapping[str, Any]) -> None:
         write_report(folder / "report.html", page)
     finally:
         reader.close()
+
+
+def _known_peak(folder: Path) -> float:
+    """Of the runs that an earlier page was written after: they are not this process's children."""
+    path = folder / "results.json"
+    return float(read_results(path).get("peak_memory_gib", 0.0)) if path.exists() else 0.0
 
 
 def _seed(folder: Path) -> int:

@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 
 FILE = "bad_videos.jsonl"
 REPORTED = 20
-"""Bad samples that are named in the log; all are in the file."""
+"""Bad videos that are named in the log, each once; every sample is in the file."""
 
 Slot = tuple[str, int, int]
 """(data set, epoch, index): one visit of one sample."""
@@ -44,6 +44,7 @@ class BadSamples:
         self.path, self.world = path, world
         self.budget, self.global_batch, self.epoch_steps = budget, global_batch, epoch_steps
         self.known: dict[Slot, BadVideo] = {}
+        self._logged: set[str] = set()
 
     def restore(self, saved: Iterable[Mapping[str, Any]]) -> None:
         """Take up what the checkpoint and the file know."""
@@ -68,14 +69,8 @@ class BadSamples:
                 new.append({"step": step, **asdict(bad)})
         if new and self.world.is_main:
             _append(self.path, new)
-            for line in new[: max(0, REPORTED - len(self.known) + len(new))]:
-                logger.warning(
-                    "%s: %s [%s]; sample %s takes no part",
-                    line["video"],
-                    line["detail"],
-                    line["reason"],
-                    line["id"],
-                )
+            for line in new:
+                self._log(line)
 
         seen = max(step, self.epoch_steps) * self.global_batch
         limit = math.ceil(self.budget * seen)
@@ -84,6 +79,14 @@ class BadSamples:
                 f"{len(self.known)} samples have failed, {limit} of {seen} may "
                 f"(data.failure_budget={self.budget}); they are named in {self.path}"
             )
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        if line["video"] in self._logged or len(self._logged) >= REPORTED:
+            return
+        self._logged.add(line["video"])
+        logger.warning(
+            "%s: %s [%s]; its samples take no part", line["video"], line["detail"], line["reason"]
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """For the checkpoint."""

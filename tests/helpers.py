@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -155,6 +156,13 @@ def horovodrun(arguments: Sequence[str | Path], num_processes: int = 2) -> list[
         sys.executable,
         *map(str, arguments),
     ]
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _shown(command: Sequence[str | Path]) -> str:

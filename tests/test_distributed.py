@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from torch import nn
 from rushes.distributed import SingleWorld, World, make_world, run_main
 from rushes.distributed.launch import first_host, tasks_per_node
 from rushes.errors import CheckpointError, ConfigError
-from tests.helpers import ROOT, horovodrun, launch, torchrun
+from tests.helpers import ROOT, free_port, horovodrun, launch, torchrun
 
 PROGRAM = ("-m", "tests.world_program")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "HOROVOD_RANK", "SLURM_STEP_NUM_TASKS")
@@ -81,12 +80,6 @@ def slurm_ranks(arguments: Sequence[str], port: int) -> list[subprocess.Popen[st
             subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
         )
     return processes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.slow

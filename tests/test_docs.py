@@ -33,11 +33,14 @@ def commands(page: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
-    corpus = make_corpus(folder / "corpus", test=3)
+    corpus = make_corpus(folder / "corpus", test=3, films=1)
     (folder / "videos").mkdir()
     for path in (corpus / "videos").glob("t*_0000[0-2].*"):
         shutil.copy(path, folder / "videos")
+    for path in (corpus / "videos").glob("film*"):
+        shutil.copy(path, folder / "videos")
     shutil.copy(corpus / "test.jsonl", folder / "captions.jsonl")
+    shutil.copy(corpus / "films.jsonl", folder / "films.jsonl")
     run = save_run(tiny_config(corpus), folder / "runs" / "retrieval")
     (run / "results.json").write_text(json.dumps({"retrieval": {"t2v_r1": 0.5}}))
     save_run(tiny_config(corpus, "open_ended_qa"), folder / "runs" / "qa")

@@ -34,12 +34,12 @@ def test_the_road(footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         sizes = json.loads(json.dumps(SMALL))
         sizes["train"]["epochs"] = EPOCHS.get(step.title, 0)
         overlay.write_text(json.dumps(sizes))
-        extra = [] if step.title == "prepare" else ["--config", str(overlay)]
+        extra = [] if step.title in ("prepare", "store") else ["--config", str(overlay)]
         assert main([*step.arguments, *extra]) == 0, step.title
         if step.title == "prepare":
             demo.keep_bad_videos(folder)
-        assert step.finished.exists(), step.title
-    assert write(folder, seed=0, full=False, seconds=None) == 0
+        assert step.finished is None or step.finished.exists(), step.title
+    assert write(folder, seed=0, full=False) == 0
     results = gather(folder)
     assert results["retrieval"]["num_queries"] == 20
     assert results["mc"]["coverage"] == 1.0

@@ -78,6 +78,9 @@ class ModelConfig:
     """Freeze the stem and stages 1..n of the backbone; -1 freezes nothing."""
     frozen_norm: bool = True
     """Batch-norm statistics stay as loaded (its gains and offsets still train)."""
+    grid_cell: Literal[16, 32, 64] = 64
+    """Pixels of the high-resolution frame to a grid cell, each way. 64 is the published one, from
+    the backbone's maps of strides 16 and 32; 32 takes those of 8 and 16, for small frames."""
     embed_dim: int = 1024
     temporal_depth: int = 4
     temporal_heads: int = 16

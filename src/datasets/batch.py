@@ -106,6 +106,21 @@ class Batch:
         }
         return replace(self, **pinned)
 
+    def trim_texts(self, multiple: int = 8) -> Batch:
+        """A copy whose texts end, rounded up to a multiple, where the longest of them ends.
+
+        What is cut is padding, which no token attends to; rounding keeps the shapes that a compiled
+        model meets few.
+        """
+        if self.text_mask is None:
+            return self
+        full = self.text_mask.shape[1]
+        longest = int(self.text_mask.sum(1).max()) if self.text_mask.numel() else full
+        length = min(full, -(-longest // multiple) * multiple)
+        names = ("text_ids", "text_mask", "masked_ids", "masked_labels")
+        cut = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: v[:, :length] for k, v in cut.items() if v is not None})
+
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of at most `size` videos, in order."""
         if self.modalities:

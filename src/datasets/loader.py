@@ -164,7 +164,7 @@ class TrainLoader:
         """The micro-batches of one step, made here and now."""
         made = [[self._sample(p) for p in part] for part in self.positions(step)]
         self._note(made)
-        return [collate(part) for part in made]
+        return [collate(part).trim_texts() for part in made]
 
     def batches(self, start_step: int = 0) -> Iterator[list[Batch]]:
         """Micro-batches of step `start_step`, `start_step + 1`, ... without end.
@@ -278,7 +278,7 @@ class ReadAhead:
 
     def _finish(self, futures: list[list[Future[Sample]]]) -> None:
         made = [[future.result() for future in part] for part in futures]
-        self._done.put((made, [collate(part) for part in made if part]))
+        self._done.put((made, [collate(part).trim_texts() for part in made if part]))
 
 
 class EvalLoader:

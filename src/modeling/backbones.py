@@ -101,6 +101,9 @@ class ImageBackbone(nn.Module):
         self.std = tuple(255.0 * value for value in config["std"])
         if frozen_norm:
             fold_frozen_norms(self.model)
+        for module in self.model.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.forward = _PlanarGroupNorm(module)  # type: ignore[method-assign, assignment]
         self.train(self.training)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -215,6 +218,25 @@ class _Recomputed:
             return self.forward(maps)
         kept: Tensor = checkpoint(self.forward, maps, use_reentrant=False)
         return kept
+
+
+class _PlanarGroupNorm:
+    """A group norm's `forward` that computes channel by channel and gives channels last back.
+
+    On a CPU PyTorch's group norm is up to twelve times slower on channels-last maps, and so takes
+    more of a small network's step than its convolutions, which want that layout.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        self.norm = norm
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        norm = self.norm
+        if maps.device.type != "cpu":
+            return F.group_norm(maps, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        planes = maps.contiguous()
+        normed = F.group_norm(planes, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return normed.contiguous(memory_format=torch.channels_last)
 
 
 class PixelNorm(nn.Module):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rushes.configs.schema import TextConfig
+from rushes.modeling.attention import attend
 from rushes.modeling.timesformer import run
 
 INIT_STD = 0.02
@@ -33,7 +34,7 @@ class BertAttention(nn.Module):
         """Tokens `R L D` to `R L D`; mask bool, broadcast to `R heads L L`, True may be seen."""
         query, key, value = (self._heads(p(tokens)) for p in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
+        mixed = attend(query, key, value, mask, dropout)
         out: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rushes.configs.schema import ModelConfig
 from rushes.modeling.backbones import ImageBackbone, PixelNorm, pool_to
-from rushes.modeling.hybrid import CELL_LOW
+from rushes.modeling.hybrid import grid_size, map_strides
 
 
 class FramesMeanEncoder(nn.Module):
@@ -26,7 +26,9 @@ class FramesMeanEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.inputs = config.inputs
-        strides = {"hybrid": (16, 32), "high": (32,), "low": (16,)}[config.inputs]
+        self.cell = config.grid_cell
+        fine, coarse = map_strides(self.cell)
+        strides = {"hybrid": (fine, coarse), "high": (coarse,), "low": (fine,)}[config.inputs]
         self.backbone = ImageBackbone(
             config.backbone,
             strides,
@@ -45,12 +47,12 @@ class FramesMeanEncoder(nn.Module):
         frames = []
         if self.inputs != "low":
             assert high is not None, f"model.inputs is {self.inputs}: the batch lacks high"
-            size = (-(-high.shape[-2] // 64), -(-high.shape[-1] // 64))
+            size = grid_size(high, self.cell)
             coarse = self.backbone(self.pixel_norm(high))[-1]
             frames.append(F.gelu(pool_to(self.high_grid(coarse), size, "max")).unsqueeze(1))
         if self.inputs != "high":
             assert low is not None, f"model.inputs is {self.inputs}: the batch lacks low"
-            size = (-(-low.shape[-2] // CELL_LOW), -(-low.shape[-1] // CELL_LOW))
+            size = grid_size(low, self.cell // 4)
             fine = self.backbone(self.pixel_norm(low.flatten(0, 1)))[0]
             grids = F.gelu(self.low_grid(pool_to(fine, size, "avg")))
             frames.append(torch.unflatten(grids, 0, low.shape[:2]))

@@ -11,9 +11,6 @@ from rushes.errors import ConfigError
 from rushes.modeling.backbones import ImageBackbone, PixelNorm, pool_to
 from rushes.modeling.timesformer import TimeSformer
 
-CELL_HIGH, CELL_LOW = 64, 16
-"""Pixels a grid cell, each way, of the high-resolution and of the low-resolution frames."""
-
 
 class HybridEncoder(nn.Module):
     """Clips to grids of tokens (Xue et al. 2022, "Advancing High-Resolution Video-Language
@@ -22,7 +19,8 @@ class HybridEncoder(nn.Module):
     The high-resolution middle frame runs through a whole backbone; its stride-32 map, projected and
     max-pooled, keeps the detail. Its stride-16 map, thinned to the neighbours' grid, stands in the
     middle of the neighbours' stride-16 maps, all under one shared projection; a space-time
-    transformer mixes them, and its middle frame is fused with the detail.
+    transformer mixes them, and its middle frame is fused with the detail. With a `grid_cell` of 32
+    in place of 64 pixels all strides are half of these.
 
     Args:
         config: sizes, backbone and `inputs`: "hybrid", "high" (no neighbours, no transformer) or
@@ -33,13 +31,15 @@ class HybridEncoder(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.inputs = config.inputs
+        self.cell = config.grid_cell
+        fine, coarse = map_strides(config.grid_cell)
         self.high_backbone = self.low_backbone = self.temporal = None
         if self.inputs != "low":
-            strides = (16, 32) if self.inputs == "hybrid" else (32,)
+            strides = (fine, coarse) if self.inputs == "hybrid" else (coarse,)
             self.high_backbone = _backbone(config, strides)
             self.high_grid = nn.Conv2d(self.high_backbone.channels[-1], dim, 1, bias=False)
         if self.inputs != "high":
-            self.low_backbone = _backbone(config, (16,))
+            self.low_backbone = _backbone(config, (fine,))
             self.low_grid = nn.Conv2d(self.low_backbone.channels[0], dim, 1, bias=False)
             self.temporal = TimeSformer(
                 dim,
@@ -65,7 +65,7 @@ class HybridEncoder(nn.Module):
         """
         if self.inputs == "high":
             assert high is not None, "model.inputs is high, the batch has no high-resolution frame"
-            return self._detail(self._high_maps(high)[-1], _grid(high, CELL_HIGH))
+            return self._detail(self._high_maps(high)[-1], grid_size(high, self.cell))
         assert low is not None, f"model.inputs is {self.inputs}, the batch has no neighbours"
         neighbours = self._neighbours(low)  # R T-1 D h w
         if self.inputs == "low":
@@ -99,10 +99,15 @@ class HybridEncoder(nn.Module):
     def _neighbours(self, low: Tensor) -> Tensor:
         assert self.low_backbone is not None
         rows, frames = low.shape[:2]
-        size = _grid(low, CELL_LOW)
+        size = grid_size(low, self.cell // 4)
         (maps,) = self.low_backbone(self.pixel_norm(low.flatten(0, 1)))
         grids = F.gelu(self.low_grid(pool_to(maps, size, "avg")))
         return torch.unflatten(grids, 0, (rows, frames))
+
+
+def map_strides(grid_cell: int) -> tuple[int, int]:
+    """Strides of the backbone's maps for the neighbours' grid and for the middle frame's detail."""
+    return grid_cell // 4, grid_cell // 2
 
 
 def _backbone(config: ModelConfig, strides: tuple[int, ...]) -> ImageBackbone:
@@ -114,7 +119,8 @@ def _backbone(config: ModelConfig, strides: tuple[int, ...]) -> ImageBackbone:
     )
 
 
-def _grid(pixels: Tensor, cell: int) -> tuple[int, int]:
+def grid_size(pixels: Tensor, cell: int) -> tuple[int, int]:
+    """Rows and columns of the grid of frames `... H W`."""
     height, width = pixels.shape[-2:]
     return -(-height // cell), -(-width // cell)
 

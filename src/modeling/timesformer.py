@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rushes.modeling.attention import attend
+
 
 class DropPath(nn.Module):
     """Stochastic depth: zero the whole branch of a row with probability `rate` in training."""
@@ -40,7 +42,7 @@ class SelfAttention(nn.Module):
         rows, length, dim = tokens.shape
         qkv = self.qkv(tokens).view(rows, length, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # R heads S d
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(rows, length, dim))
         return out
 

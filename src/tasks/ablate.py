@@ -24,13 +24,13 @@ from typing import Any
 from rushes.checkpoint import write_atomically
 from rushes.configs.load import load_config
 from rushes.configs.schema import RunConfig
-from rushes.datasets.footage import render_corpus
+from rushes.datasets.footage import PREPARE, STORE, render_corpus
 from rushes.distributed import World, run_main
 from rushes.errors import ConfigError
 from rushes.log import get_logger
 from rushes.runner import run
 from rushes.tasks import ablate_baselines, ablate_merge
-from rushes.video import prepare
+from rushes.video import prepare, store_build
 
 log = get_logger(__name__)
 
@@ -102,8 +102,8 @@ def make_corpus(corpus: Path) -> None:
     render_corpus(corpus, TRAIN, VALIDATION, TEST, seed=0)
     small = corpus / "videos_6fps"
     if not (small / "bad_videos.jsonl").is_file():
-        settings = ["--fps", "6", "--height", "192", "--gop", "6", "--crf", "20", "--allow-bad"]
-        prepare.main([str(corpus / "videos"), str(small), *settings])
+        prepare.main([str(corpus / "videos"), str(small), *PREPARE])
+    store_build.main([str(small), str(corpus / "store"), *STORE])
 
 
 class Road:

@@ -122,7 +122,25 @@ class Decoder:
             self._context = bare_context(
                 codec, index.extradata, self.limits, self.threads, strict, index.reorder_depth
             )
+            self._tell_encoder(self._content, self._context)
         return self._content, self._context
+
+    def _tell_encoder(self, content: Bytes, context: Any) -> None:
+        """Let the decoder see the first packet where it must know which encoder wrote the stream.
+
+        x264 before build 151 wrote 4:4:4 pictures in a way of its own, and says its build in the
+        first packet only: a decoder that begins at another key frame shows garbage.
+        """
+        index = self.index
+        if index.info.codec != "h264" or "444" not in index.info.pixel_format:
+            return
+        first = av.Packet(content.read(int(index.positions[0]), int(index.sizes[0])))
+        try:
+            context.decode(first)
+        except FFmpegError as error:
+            raise StreamTrouble(f"the first packet: {error}") from error
+        finally:
+            context.flush_buffers()
 
     def _by_demuxer(
         self, wanted: Sequence[int], deadline: float | None, spent: Spent

@@ -259,6 +259,30 @@ def test_ids_of_mixed_data_sets_cannot_be_confused(make: Any) -> None:
     assert {b.id for b in loader.bad} >= {"a/r5", "a/r7"}
 
 
+def test_padding_that_no_text_of_a_batch_needs_is_cut() -> None:
+    mask = torch.tensor([[1] * 9 + [0] * 11, [1] * 4 + [0] * 16])
+    ids = torch.arange(40).view(2, 20) * mask
+    batch = Batch(
+        ids=("a", "b"),
+        indices=torch.arange(2),
+        valid=torch.ones(2, dtype=torch.bool),
+        text_ids=ids,
+        text_mask=mask,
+        masked_labels=torch.full((2, 20), -100),
+    )
+    cut = batch.trim_texts(multiple=8)
+    assert cut.text_ids is not None
+    assert cut.text_mask is not None
+    assert cut.masked_labels is not None
+    assert cut.masked_ids is None
+    assert torch.equal(cut.text_ids, ids[:, :16])
+    assert torch.equal(cut.text_mask.sum(1), mask.sum(1))
+    assert cut.masked_labels.shape == (2, 16)
+    whole = batch.trim_texts(multiple=64).text_mask
+    assert whole is not None
+    assert torch.equal(whole, mask)  # never longer than it was
+
+
 def test_an_error_in_a_thread_reaches_the_caller(make: Any) -> None:
     class Broken(MadeReader):
         def read(self, request: Any) -> Any:  # noqa: ARG002

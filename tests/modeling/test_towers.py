@@ -56,6 +56,33 @@ def test_any_size_and_frame_count(
 
 @pytest.mark.parametrize("kind", ["hybrid", "frames_mean"])
 @pytest.mark.parametrize("inputs", ["high", "low", "hybrid"])
+@pytest.mark.parametrize(("cell", "grid"), [(64, (2, 3)), (32, (4, 6)), (16, (8, 12))])
+def test_the_grid_may_be_finer(kind: str, inputs: str, cell: int, grid: tuple[int, int]) -> None:
+    model = small_model(model={"kind": kind, "inputs": inputs, "grid_cell": cell}).eval()
+    frames = 3 if inputs == "low" else 2
+    encoded = model.encode_video(pixels(1, 2, 3, 128, 192), pixels(1, 2, frames, 3, 32, 48))
+    assert encoded["video", "token"].grid == grid
+
+
+def test_group_norm_gives_the_same_in_either_layout() -> None:
+    arguments = {"layers": [1, 1, 1, 1], "channels": [32] * 4, "norm_layer": "groupnorm"}
+    backbone = ImageBackbone("resnet18", (16, 32), arguments=arguments)
+    norm = backbone.model.bn1
+    plain = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+    maps = torch.randn(2, norm.num_channels, 6, 9).to(memory_format=torch.channels_last)
+    ours, theirs = (maps.clone().requires_grad_() for _ in range(2))
+    found, expected = norm(ours), plain(theirs)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn_like(expected)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(norm.weight.grad, plain.weight.grad)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "frames_mean"])
+@pytest.mark.parametrize("inputs", ["high", "low", "hybrid"])
 def test_each_input_is_used_and_no_other(kind: str, inputs: str) -> None:
     model = small_model(model={"kind": kind, "inputs": inputs}).eval()
     open_temporal_branches(model)

@@ -151,7 +151,11 @@ def test_the_commands_of_a_user(
 
 
 def test_moments_are_judged_beside_chance(
-    tmp_path: Path, corpus: Path, retrieval_run: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    corpus: Path,
+    retrieval_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = VideoText.from_pretrained(retrieval_run)
     library, _ = build_library(
@@ -174,6 +178,13 @@ def test_moments_are_judged_beside_chance(
         ]
         assert len(texts) == len(rows) <= len(spans)
         return library.vectors[rows]
+
+    command = ["search", "--model", str(retrieval_run), "--index", str(tmp_path / "films")]
+    assert main([*command, "--judge", str(corpus / "films.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert main(command) == 2
+    assert main([*command, "a star", "--judge", str(corpus / "films.jsonl")]) == 2
+    capsys.readouterr()
 
     monkeypatch.setattr(model, "encode_text", knowing)
     assert judge_moments(model, library, records)["r1"] > 0.9

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from rushes.datasets.build import build_answers, build_tokenizer, open_dataset_records
+from rushes.datasets.footage import STORE
 from rushes.errors import ConfigError, StorageError
 from rushes.tasks import ablate, ablate_merge
 from rushes.tasks.ablate import ARMS, Road
+from rushes.video import store_build
 from tests.footage_fixture import footage
 from tests.tiny_runs import SIZES
 
@@ -110,7 +112,7 @@ def corpus(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for entry in footage.iterdir():
         (folder / entry.name).symlink_to(entry)
-    (folder / "videos_6fps").symlink_to(footage / "videos")
+    assert store_build.main([str(footage / "videos"), str(folder / "store"), *STORE]) in (0, 1)
     return folder
 
 

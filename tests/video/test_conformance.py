@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from tests.helpers import LACKS, ROOT
-from tests.video.conformance import decode_all, judge, picks
+from tests.video.conformance import MEAN_DIFFERENCE, decode_all, judge, picks
 
 from rushes.errors import BackendMissing, VideoError
 from rushes.video.catalogue import Catalogue
 from rushes.video.probe import probe
 from rushes.video.readers import open_reader
+from rushes.video.request import Frames, Request
 
 BACKENDS = ("pyav", "torchcodec", "decord", "opencv")
 TABLE = ROOT / "docs" / "decoding.md"
@@ -108,6 +109,21 @@ def plain(detail: str, path: Path) -> str:
 def verdicts(line: str) -> list[str]:
     """The cells of a table row without their explanations."""
     return [cell.strip().split(":")[0] for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.needs_shared
+def test_what_only_the_first_packet_says_is_known_at_every_key_frame(shared: Path) -> None:
+    """x264 before build 151 coded 4:4:4 in its own way; FFmpeg reads the build from packet 0."""
+    path = shared / "videos" / "imageio-binaries__cockatoo.mp4"
+    reference = decode_all(path, [150])
+    reader = open_reader(Catalogue.from_items({"v": path}))
+    info = reader.describe("v")
+    assert 145 in info.keyframes
+    reply = reader.read(Request("v", (Frames((float(info.frame_times[150]),)),)))
+    reader.close()
+    off = reply.arrays["frames"][0].astype(int) - reference.frames[150]
+    assert abs(off).mean() < MEAN_DIFFERENCE
+    assert reply.cost.frames_decoded < 10
 
 
 def test_a_missing_backend_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,9 @@ from rushes.video.request import (
     Request,
     Size,
     VideoInfo,
+    VideoReader,
 )
+from rushes.video.service.worker import open_default
 
 FACTORY = "tests.video.service.fakes:open_fake"
 
@@ -34,6 +37,12 @@ def pixels(video_id: str, time_asked: float, size: Size) -> npt.NDArray[np.uint8
     shape = (size.height, size.width, 3)
     flat = (np.arange(np.prod(shape), dtype=np.uint32) * 2654435761 + seed) >> 13
     return flat.astype(np.uint8).reshape(shape)
+
+
+def hang() -> None:
+    """Sleep in C for an hour, with the GIL, deaf to all but SIGKILL."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL})
+    ctypes.PyDLL(None).sleep(3600)
 
 
 class FakeReader:
@@ -89,9 +98,7 @@ class FakeReader:
         if kind == "missing":
             raise MissingVideo(video_id, "no such video")
         if kind == "hang":  # in C and deaf to everything but SIGKILL, as decoders hang
-            libc = ctypes.PyDLL(None)  # keeps the GIL
-            signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL})
-            libc.sleep(3600)
+            hang()
         if kind == "crash" or (kind == "once" and self._first_time(video_id)):
             os.kill(os.getpid(), signal.SIGSEGV)
         if kind == "greedy":
@@ -146,3 +153,26 @@ def same(first: Reply, second: Reply) -> bool:
             if array.tobytes() != other.tobytes():
                 return False
     return True
+
+
+class HangingReader:
+    """A real reader, except that one video hangs the decoder."""
+
+    def __init__(self, reader: VideoReader, hanging: str) -> None:
+        self.reader, self.hanging = reader, hanging
+
+    def describe(self, video_id: str) -> VideoInfo:
+        return self.reader.describe(video_id)
+
+    def read(self, request: Request) -> Reply:
+        if request.video_id == self.hanging:
+            hang()
+        return self.reader.read(request)
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+def open_hanging(hanging: str, **arguments: Any) -> HangingReader:
+    """The factory of workers that decode real files and hang on `hanging`."""
+    return HangingReader(open_default(**arguments), hanging)
