@@ -140,7 +140,7 @@ class DataConfig:
     answers: str | None = None
     """JSON of answer -> label; None builds it from the training answers."""
     max_answers: int = 1500
-    frames: str = "inprocess"
+    frames: str = "local"
     """"inprocess", "local" (worker pool) or "flight://host:port,..."."""
     backend: Literal["pyav", "torchcodec", "decord", "opencv"] = "pyav"
     num_workers: int = 2
@@ -156,6 +156,8 @@ class DataConfig:
     mask_probability: float = 0.15
     token: str | None = None
     """File with the token of the frame service."""
+    tls_ca: str | None = None
+    """PEM of the authority that signed the frame servers' certificates; they then speak TLS."""
     texts_per_video: int = 1
     """Questions about one video that share its frames in training (open-ended answers)."""
     limit: int | None = None

@@ -107,6 +107,7 @@ def open_frames(config: RunConfig, dataset: DatasetConfig, world: World) -> Vide
             deadline=data.deadline,
             cache_bytes=data.cache_bytes,
             token_file=data.token,
+            tls_ca=data.tls_ca,
             index_cache=index_folder(path),
         )
     raise ConfigError(

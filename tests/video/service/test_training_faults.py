@@ -53,7 +53,7 @@ def trained(
         output_dir=str(folder),
         train={**train, "validate_every": 0, "checkpoint_every": 0},
         data={
-            "frames": frames, "num_workers": 2, "failure_budget": 0.5, "deadline": DEADLINE,
+            "frames": frames, "num_workers": 2, "failure_budget": 1.0, "deadline": DEADLINE,
         },
     )  # fmt: skip
     metrics = folder / "metrics.jsonl"
