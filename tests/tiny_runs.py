@@ -38,10 +38,17 @@ OBJECTIVES = {
 FILES = {"retrieval": "", "open_ended_qa": "_qa", "multiple_choice_qa": "_mc"}
 
 
-def make_corpus(folder: Path, test: int = 8, films: int = 0) -> Path:
+def make_corpus(folder: Path, test: int = 8, films: int = 0, train: int = 3) -> Path:
     """A corpus of a few short videos."""
     render_corpus(
-        folder, train=3, val=1, test=test, films=films, workers=1, progress=False, max_seconds=4.4
+        folder,
+        train=train,
+        val=1,
+        test=test,
+        films=films,
+        workers=1,
+        progress=False,
+        max_seconds=4.4,
     )
     return folder
 
