@@ -141,6 +141,10 @@ def codec_pixels(limits: Limits) -> str:
     return str(2 * limits.max_pixels + 2**16)
 
 
+MAX_REORDER = 16
+"""Pictures that any codec here may hold back: the size of the largest decoded picture buffer."""
+
+
 def bare_context(
     codec: str, extradata: bytes, limits: Limits, threads: int, strict: bool, depth: int
 ) -> Any:
@@ -159,7 +163,8 @@ def bare_context(
         context.extradata = extradata
     context.thread_count = threads
     context.thread_type = "AUTO" if threads > 1 else "NONE"
-    context.reorder_depth = depth
+    # Time stamps that lie may ask for more; FFmpeg's H.264 decoder ends the process past 16.
+    context.reorder_depth = min(depth, MAX_REORDER)
     options = {"max_pixels": codec_pixels(limits)}
     if strict:
         options["err_detect"] = "explode"

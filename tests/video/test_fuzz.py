@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -93,7 +95,9 @@ def test_mutated_files_decode_or_raise(counter: Rendered, tmp_path: Path) -> Non
                 decoded += 1
             except VideoError as error:
                 if error.reason == "worker_died":
-                    pytest.fail(f"seed {SEED}, round {number}, {name}: {error}")
+                    kept = Path(tempfile.gettempdir()) / f"rushes_fuzz_{SEED}_{number}_{name}"
+                    shutil.copy(path, kept)
+                    pytest.fail(f"seed {SEED}, round {number}: {error}; kept as {kept}")
                 refused += 1
             assert time.monotonic() - began < SECONDS + 2, (SEED, number, name)
     assert decoded + refused == ROUNDS

@@ -16,7 +16,8 @@ from tests.video.conftest import Rendered
 from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo, VideoError
 from rushes.video.catalogue import Catalogue
 from rushes.video.limits import Limits
-from rushes.video.probe import probe
+from rushes.video.media import MAX_REORDER, bare_context
+from rushes.video.probe import build_index, probe, source_of
 from rushes.video.readers import open_reader
 from rushes.video.request import Audio, Frames, Request, Size
 
@@ -157,3 +158,20 @@ def test_a_folder_or_a_pipe_is_no_video(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe.mp4", Path("/dev/zero")):
         with pytest.raises(UnreadableVideo, match="no regular file"):
             probe(path)
+
+
+def test_time_stamps_that_lie_do_not_end_the_process(counter: Rendered) -> None:
+    """FFmpeg's H.264 decoder aborts when told to hold back more pictures than a buffer has."""
+    _, path = counter("h264_raw.264")
+    index = build_index(source_of(path), Limits())
+    context = bare_context("h264", index.extradata, Limits(), 1, False, depth=46)
+    assert context.reorder_depth <= MAX_REORDER
+    data = path.read_bytes()
+    shown = 0
+    for packet in range(len(index.sizes)):
+        first = int(index.positions[packet])
+        coded = av.Packet(data[first : first + int(index.sizes[packet])])
+        coded.pts = coded.dts = packet
+        shown += len(context.decode(coded))
+    shown += len(context.decode(None))
+    assert shown == index.info.num_frames > 3 * MAX_REORDER
