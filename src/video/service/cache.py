@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -120,13 +121,18 @@ class SharedReads:
         if first is None:
             return self._lead(key, request, read, promise)
         self.counters.add(coalesced=1)
+        until = time.monotonic() + timeout
         try:
             return first.result(timeout)
         except FutureTimeout:
             detail = f"another reader's decode took over {timeout:g} s"
             raise DecodeTimeout(request.video_id, detail) from None
-        except ServiceError:
-            return read(request)  # the leader gave up or went away: that is no fault of ours
+        except (ServiceError, DecodeTimeout):
+            # The leader gave up, went away or was in a greater hurry: no fault of ours.
+            left = until - time.monotonic()
+            if left <= 0:
+                raise
+            return read(dataclasses.replace(request, deadline=left))
 
     def _lead(
         self, key: Request, request: Request, read: ReadPacked, promise: Future[Packed]

@@ -7,6 +7,7 @@ request goes to the next in the video's order, then to local decoding if the fil
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +122,7 @@ class ServiceReader:
         hunt = _Hunt(self, request.video_id, allowed)
         return hunt.run(
             lambda server: server.fetch(request, hunt.deadline),
-            lambda pool: pool.read_packed(request),
+            lambda pool, left: pool.read_packed(dataclasses.replace(request, deadline=left)),
         )
 
     def describe(self, video_id: str) -> VideoInfo:
@@ -129,7 +130,7 @@ class ServiceReader:
         hunt = _Hunt(self, video_id, self.deadline)
         return hunt.run(
             lambda server: server.describe(video_id, hunt.deadline),
-            lambda pool: pool.describe(video_id),
+            lambda pool, _: pool.describe(video_id),
         )
 
     def start(self, ask: Callable[[RemoteServer], Answer], server: RemoteServer) -> Future[Answer]:
@@ -184,9 +185,16 @@ class _Hunt:
         self._backoff = _BACKOFF[0]
 
     def run(
-        self, ask: Callable[[RemoteServer], Answer], locally: Callable[[PoolReader], Answer]
+        self,
+        ask: Callable[[RemoteServer], Answer],
+        locally: Callable[[PoolReader, float], Answer],
     ) -> Answer:
-        """The first answer; raises what the video deserves or `ServiceError`."""
+        """The first answer; raises what the video deserves or `ServiceError`.
+
+        Args:
+            ask: of one server.
+            locally: of the local pool, in the seconds that are left.
+        """
         while True:
             found = self._round(ask)
             if found is not None:
@@ -195,9 +203,10 @@ class _Hunt:
             # Full servers are waited for: decoding here would take the trainer's cores.
             if not (self._full and remaining > self.allowed / 2):
                 pool = self.reader.fallback()
+                remaining = self.deadline - time.monotonic()  # opening the pool takes a moment
                 if pool is not None and remaining > 0:
                     self.reader.counters.add(fallbacks=1)
-                    return locally(pool)
+                    return locally(pool, remaining)
             if self._missing is not None:
                 raise self._missing
             if remaining <= self._backoff:

@@ -38,7 +38,9 @@ _TICK = 0.25
 _STARTS = 3
 """Times that a worker is started before that counts as an error."""
 _FAIR_SHARE = 0.5
-"""A hang counts against the video only if it had this share of the deadline for itself."""
+_FAIR_SECONDS = 10.0
+"""A hang counts against the video only if it had this share of the pool's own deadline, or so many
+seconds, for itself: a caller in a hurry must not close a good video to all others."""
 
 
 class PoolReader:
@@ -312,7 +314,8 @@ class Keeper:
         log.warning("worker %d on %s: %s; it is replaced", pid, job.video_id, gone)
         self.pool.counters.add(restarts=1)
         had = time.monotonic() - self._asked
-        if not gone.hung or had >= _FAIR_SHARE * job.allowed:
+        fair = min(_FAIR_SHARE * self.pool.deadline, _FAIR_SECONDS)
+        if not gone.hung or had >= fair:
             self.pool.quarantine.strike(job.video_id, str(gone))
         if gone.hung:
             detail = f"the decoder gave {gone}, the deadline was {job.allowed:g} s"

@@ -120,10 +120,10 @@ def test_a_video_that_hangs_the_decoder(open_pool: OpenPool) -> None:
 def test_a_video_that_kills_workers_twice_is_quarantined(
     open_pool: OpenPool, tmp_path: Path
 ) -> None:
-    pool = open_pool(spec(tmp_path))
+    pool = open_pool(spec(tmp_path), deadline=0.6)
     for _ in range(2):
         with pytest.raises(DecodeTimeout):
-            pool.read(request_of("hang_1", deadline=0.4))
+            pool.read(request_of("hang_1"))
     with pytest.raises(Quarantined, match="killed 2 workers"):
         pool.read(request_of("hang_1"))
     with pytest.raises(Quarantined, match="signal 11"):
@@ -134,6 +134,29 @@ def test_a_video_that_kills_workers_twice_is_quarantined(
         pool.read(request_of("crash_1"))
     assert (tmp_path / "decoded.log").read_text().split() == tries  # not tried again
     assert pool.num_restarts == 4
+
+
+def test_a_caller_in_a_hurry_closes_no_video_to_others(open_pool: OpenPool) -> None:
+    pool = open_pool(spec(delay=0.5))
+    for _ in range(3):
+        with pytest.raises(DecodeTimeout):
+            pool.read(request_of("v", deadline=0.1))
+    assert pool.quarantine.videos() == {}
+    assert same(pool.read(request_of("v")), FakeReader().read(request_of("v")))
+
+
+def test_one_callers_hurry_is_not_anothers(
+    open_server: OpenServer, open_client: OpenClient
+) -> None:
+    server = open_server(spec(delay=0.8), num_workers=1)
+    address = f"127.0.0.1:{server.port}"
+    patient = open_client(address)
+    with ThreadPoolExecutor(1) as thread, open_client(address) as hasty:
+        early = thread.submit(hasty.read, request_of("v", deadline=0.4))
+        time.sleep(0.2)
+        assert same(patient.read(request_of("v")), FakeReader().read(request_of("v")))
+        with pytest.raises(RushesError):
+            early.result(20)
 
 
 def test_a_worker_killed_once_is_no_fault_of_the_video(open_pool: OpenPool, tmp_path: Path) -> None:
