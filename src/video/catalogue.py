@@ -158,7 +158,9 @@ class Catalogue:
 
     def _walk(self) -> Iterator[str]:
         assert self.root is not None
-        for folder, _, names in os.walk(self.root):
+        for folder, folders, names in os.walk(self.root):
+            # Hidden ones are what a killed run left behind.
+            folders[:] = [name for name in folders if not name.startswith(".")]
             relative = Path(folder).relative_to(self.root)
             if self.kind == "images":
                 if any(Path(name).suffix.lower() in _IMAGE_SUFFIXES for name in names):
@@ -263,6 +265,7 @@ def _read_manifest(manifest: Path) -> dict[str, Source]:
         video_id, path = row.get("id"), row.get("path")
         if not video_id or not path:
             raise AnnotationError(f"needs id and path, has {sorted(row)}", str(manifest), line)
+        _refuse_hostile_id(video_id)  # files are named by it
         if "://" in path:
             raise RefusedVideo(video_id, f"{path!r} is an address, not a path", "hostile")
         # An absolute path in a manifest is its owner's choice; a relative one stays beside it.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -98,9 +99,10 @@ def compress_all(
     keep_settings(target, "prepare.json", remembered, options.force)
     remove_torn(target)
     ids = wanted_ids(options)
+    names = output_names(catalogue.ids() if ids is None else ids)
     jobs = [
-        _job(catalogue, video, target / f"{plain_id(video)}.mp4", settings, options.force, make)
-        for video in (catalogue.ids() if ids is None else ids)
+        _job(catalogue, video, name, target / f"{name}.mp4", settings, options.force, make)
+        for video, name in names.items()
     ]
     rows = run_jobs(
         jobs,
@@ -121,6 +123,17 @@ def plain_id(video: str) -> str:
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else video
 
 
+def output_names(ids: Iterable[str]) -> dict[str, str]:
+    """What each video's output is called: its id without the ending.
+
+    Of videos that differ in their endings alone each keeps its own, so that none overwrites
+    another: `a.mp4` and `a.mkv` become `a.mp4.mp4` and `a.mkv.mp4`.
+    """
+    listed = list(dict.fromkeys(ids))
+    counts = Counter(map(plain_id, listed))
+    return {video: plain_id(video) if counts[plain_id(video)] == 1 else video for video in listed}
+
+
 def locate_any(catalogue: Catalogue, video: str) -> Source:
     """The source of an id that may or may not carry a file ending."""
     try:
@@ -134,6 +147,7 @@ def locate_any(catalogue: Catalogue, video: str) -> Source:
 def _job(
     catalogue: Catalogue,
     video: str,
+    name: str,
     target: Path,
     settings: Settings,
     force: bool,
@@ -141,7 +155,7 @@ def _job(
 ) -> Job:
     source = locate_or_error(catalogue, video)
     return Job(
-        plain_id(video),
+        name,
         partial(_work, source, target, settings, make),
         partial(_done, source, target, force),
     )

@@ -25,7 +25,7 @@ from rushes.video.jobs import (
     wanted_ids,
     write_rows,
 )
-from rushes.video.prepare import locate_or_error, plain_id
+from rushes.video.prepare import locate_or_error, output_names, plain_id
 from rushes.video.transcode import ffmpeg_binary
 
 HIGH, LOW = "video_frames", "video_frames_lr"
@@ -55,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     catalogue = open_catalogue(source)
     ids = wanted_ids(options)
     jobs = []
-    for video in catalogue.ids() if ids is None else ids:
+    for video, name in output_names(catalogue.ids() if ids is None else ids).items():
         found = locate_or_error(catalogue, video)
-        name = plain_id(video)
         if isinstance(found, Source):
             found = Source("file", name, found.path)
         folders = target / HIGH / name, target / LOW / name

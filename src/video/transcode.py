@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import av
 import ffmpeg
 import numpy as np
 
@@ -27,7 +28,7 @@ from rushes.errors import BackendMissing, ConfigError, DecodeTimeout, Unreadable
 from rushes.video.catalogue import Source
 from rushes.video.index import NO_TIME, VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import file_url
+from rushes.video.media import file_url, open_media
 from rushes.video.probe import build_index, probe
 from rushes.video.request import VideoInfo
 
@@ -43,6 +44,8 @@ ENCODERS: dict[str, str] = {
 
 _TICKS = 60_000
 """Ticks a second of the written time base; divides by all common rates."""
+SOUND_SLACK = 0.001
+"""Seconds by which sound may be off before it is moved."""
 _TIME_TOLERANCE = 0.002
 """Seconds; Matroska keeps milliseconds."""
 _FORMATS = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
@@ -257,12 +260,23 @@ def compress(
     if settings.audio and info.audio:
         streams.append(given["a:0"])
         options["c:a"] = "copy" if info.audio[0].codec == "aac" else "aac"
+        late = _video_is_late(source, index) if settings.fps is not None else 0.0
+        if late > SOUND_SLACK:
+            # The first frame was moved to 0; the sound must follow it.
+            options["af"] = f"atrim=start={late:.6f},asetpts=PTS-{late:.6f}/TB"
+            options["c:a"] = "aac"
     with written_aside(target) as aside:
         graph = ffmpeg.output(*streams, file_url(aside), **options)
         run_ffmpeg(graph, source.video_id, allowed_seconds(settings.timeout, info.duration))
         made = probe(Source("file", source.video_id, aside))
         _verify(source.video_id, info, made, settings)
     return Result(made, damaged=info.damaged)
+
+
+def _video_is_late(source: Source, index: VideoIndex) -> float:
+    """Seconds from the first thing in a file, as FFmpeg counts, to its first frame."""
+    with open_media(source, index.container, Limits()) as media:
+        return float(index.info.start - (media.start_time or 0) / av.time_base)
 
 
 def allowed_seconds(timeout: float | None, duration: float) -> float:

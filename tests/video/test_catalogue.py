@@ -126,3 +126,20 @@ def test_items_in_memory() -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="neither"):
         open_catalogue(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("video_id", ["../../escaped", "/tmp/absolute", "x/../y", "a\0b"])
+def test_a_manifests_ids_lead_nowhere(tmp_path: Path, video_id: str) -> None:
+    """Prepared files are named by them."""
+    touch(tmp_path / "a.mp4")
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"id": video_id, "path": "a.mp4"}) + "\n")
+    with pytest.raises(RefusedVideo) as caught:
+        open_catalogue(manifest)
+    assert caught.value.reason == "hostile"
+
+
+def test_what_a_killed_run_left_is_no_video(tmp_path: Path) -> None:
+    touch(tmp_path / "video_frames" / "a" / "a_000.jpg")
+    touch(tmp_path / "video_frames" / ".b.123.part" / "b_000.jpg")
+    assert list(open_catalogue(tmp_path / "video_frames", "frame").ids()) == ["a"]

@@ -53,6 +53,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BAD = {"empty": "empty", "text": "not_video", "cut": "truncated"}
 
 
+def test_videos_that_differ_in_their_endings_are_all_made(made: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(made / "a.mp4", source)
+    shutil.copy(made / "b.mkv", source / "a.mkv")
+    assert prepare.main([str(source), str(tmp_path / "out"), *QUICK]) == 0
+    report = {r["video"]: r for r in rows(tmp_path / "out" / "report.jsonl")}
+    assert {name: Path(r["target"]).name for name, r in report.items()} == {
+        "a.mkv": "a.mkv.mp4",
+        "a.mp4": "a.mp4.mp4",
+    }
+    assert Path(report["a.mkv"]["source"]).suffix == ".mkv"
+    target = tmp_path / "frames"
+    assert prepare_frames.main([str(source), str(target), "--no-progress"]) == 0
+    assert list(open_catalogue(target / "video_frames").ids()) == ["a.mkv", "a.mp4"]
+
+
 def test_every_video_is_made_or_named_with_its_reason(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert prepare.main([str(made), str(out), *QUICK]) == 1

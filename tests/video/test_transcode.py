@@ -29,10 +29,12 @@ from rushes.errors import (
     VideoError,
 )
 from rushes.video import transcode
-from rushes.video.catalogue import Source
+from rushes.video.catalogue import Catalogue, Source
 from rushes.video.cutting import cut
 from rushes.video.frame_dump import DumpSettings, decode_frames, dumped
 from rushes.video.probe import probe
+from rushes.video.readers.pyav_reader import PyAVReader
+from rushes.video.request import Audio, Frames, Request
 from rushes.video.transcode import (
     Settings,
     check_times,
@@ -146,6 +148,38 @@ def test_sound_goes_along(folder: Path, tmp_path: Path) -> None:
     part = sound[rate // 2 - 2048 : rate // 2 + 2048].astype(np.float64)
     peak = np.argmax(np.abs(np.fft.rfft(part * np.hanning(len(part))))) * rate / len(part)
     assert peak == pytest.approx(700, abs=25)
+
+
+@pytest.mark.parametrize("fps", [None, 25.0])
+def test_sound_stays_with_pictures_that_begin_late(fps: float | None, tmp_path: Path) -> None:
+    """Flash and beep at one moment, in a file whose sound begins a second before its pictures."""
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as media:
+        pictures = media.add_stream("mpeg4", rate=25)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        sound = media.add_stream("pcm_s16le", rate=16000)
+        sound.layout = "mono"
+        wave = np.zeros((1, 3 * 16000), np.int16)
+        wave[0, 24000:27200] = 20000 * np.sin(np.arange(3200))
+        block = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+        block.sample_rate, block.pts = 16000, 0
+        media.mux(sound.encode(block))
+        for i in range(50):
+            level = 255 if 12 <= i < 18 else 0
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), "rgb24")
+            frame.pts = 25 + i
+            media.mux(pictures.encode(frame))
+        media.mux([*pictures.encode(None), *sound.encode(None)])
+    compress(Source("file", "v", path), tmp_path / "out.mp4", Settings(fps=fps))
+    for file in (path, tmp_path / "out.mp4"):
+        reader = PyAVReader(Catalogue.from_items({"v": file}))
+        times = tuple(reader.describe("v").frame_times.tolist())
+        reply = reader.read(Request("v", (Frames(times), Audio(0.0, 1.5, 16000))))
+        reader.close()
+        flash = times[int((reply.arrays["frames"].mean((1, 2, 3)) > 128).argmax())]
+        beep = int((np.abs(reply.arrays["audio"]) > 0.1).argmax()) / 16000
+        assert flash == pytest.approx(0.48, abs=0.03)
+        assert beep == pytest.approx(0.5, abs=0.03)
 
 
 def test_sizes_are_even_square_and_never_enlarged(folder: Path, tmp_path: Path) -> None:
