@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import av
 import ffmpeg
 import numpy as np
 
@@ -13,7 +12,7 @@ from rushes.errors import UnreadableVideo
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import file_url, open_media
+from rushes.video.media import file_url
 from rushes.video.probe import build_index, probe
 from rushes.video.request import TIME_SLACK, VideoInfo
 from rushes.video.transcode import (
@@ -23,6 +22,7 @@ from rushes.video.transcode import (
     check_times,
     encoding,
     keep_times,
+    lead_of,
     run_ffmpeg,
     source_input,
     written_aside,
@@ -124,9 +124,7 @@ def _copied(
         )
     seek: dict[str, Any] = {}
     if first:
-        with open_media(source, index.container, Limits()) as media:
-            # ffmpeg counts from the container's first moment, which may be that of the sound.
-            ahead = info.start - (media.start_time or 0) / av.time_base
+        ahead = lead_of(source, index)
         seek = {"noaccurate_seek": None, "ss": f"{begin + max(ahead, 0.0) + 0.001:.6f}"}
     given = source_input(source, index, **seek)
     streams = [given[str(index.stream)]]

@@ -260,7 +260,7 @@ def compress(
     if settings.audio and info.audio:
         streams.append(given["a:0"])
         options["c:a"] = "copy" if info.audio[0].codec == "aac" else "aac"
-        late = _video_is_late(source, index) if settings.fps is not None else 0.0
+        late = lead_of(source, index) if settings.fps is not None else 0.0
         if late > SOUND_SLACK:
             # The first frame was moved to 0; the sound must follow it.
             options["af"] = f"atrim=start={late:.6f},asetpts=PTS-{late:.6f}/TB"
@@ -273,8 +273,11 @@ def compress(
     return Result(made, damaged=info.damaged)
 
 
-def _video_is_late(source: Source, index: VideoIndex) -> float:
-    """Seconds from the first thing in a file, as FFmpeg counts, to its first frame."""
+def lead_of(source: Source, index: VideoIndex) -> float:
+    """Seconds from a container's first moment, which may be that of the sound, to its first frame.
+
+    ffmpeg counts from that moment.
+    """
     with open_media(source, index.container, Limits()) as media:
         return float(index.info.start - (media.start_time or 0) / av.time_base)
 
