@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ffmpeg
 import numpy as np
 
-from rushes.errors import UnreadableVideo
+from rushes.errors import UnreadableVideo, VideoError
+from rushes.video.asides import written_aside
 from rushes.video.catalogue import Source
+from rushes.video.ffmpeg_process import run_ffmpeg
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import file_url
+from rushes.video.media import Bytes, check_bytes, file_url, open_media
 from rushes.video.probe import build_index, probe
 from rushes.video.request import TIME_SLACK, VideoInfo
 from rushes.video.transcode import (
     Result,
     Settings,
     allowed_seconds,
-    check_times,
     encoding,
     keep_times,
     lead_of,
-    run_ffmpeg,
     source_input,
-    written_aside,
 )
+from rushes.video.verify import Difference, check_saved, check_times
+
+
+class CutNote(NamedTuple):
+    """What a cut's own file remembers, in seconds: the stretch that was asked, where it begins."""
+
+    start: float
+    end: float
+    true_start: float
+
 
 _MP4_CODECS = frozenset(("h264", "hevc", "mpeg4", "av1", "vp9", "mpeg2video", "mpeg1video"))
 
@@ -62,17 +72,39 @@ def cut(
         )
     if copy:
         first = int(info.keyframes[info.keyframes <= first].max(initial=0))
-    begin = float(info.frame_times[first])
+    begin, differs = float(info.frame_times[first]), Difference()
+    note = CutNote(start, end, begin)
     with written_aside(target) as aside:
-        graph = (_copied if copy else _recoded)(source, index, first, last, aside, settings)
+        streams, options = (_copied if copy else _recoded)(source, index, first, last, settings)
+        graph = ffmpeg.output(
+            *streams, file_url(aside), metadata=f"comment={json.dumps(note._asdict())}", **options
+        )
         run_ffmpeg(graph, source.video_id, allowed_seconds(settings.timeout, end - begin))
         made = probe(Source("file", source.video_id, aside))
         if copy:
             _verify_copy(source, index, first, last, made, aside)
-        elif not info.damaged:
+        else:
             wanted = info.frame_times[first:last] - begin
-            check_times(source.video_id, wanted, made.frame_times)
-    return Result(made, start=begin, damaged=info.damaged)
+            if info.damaged:
+                differs = check_saved(source.video_id, wanted, aside)
+            else:
+                check_times(source.video_id, wanted, made.frame_times)
+    return Result(made, start=begin, damaged=info.damaged, differs=differs)
+
+
+def remembered_cut(path: Path) -> CutNote | None:
+    """What the file of a cut says that it holds; None where it is no whole cut of this program."""
+    source = Source("file", str(path), path)
+    try:
+        with Bytes(source) as content:
+            container, cut_short = check_bytes(source, content, Limits())
+        if cut_short:
+            return None
+        with open_media(source, container, Limits()) as media:
+            values = json.loads(media.metadata.get("comment", ""))
+        return CutNote(**{name: float(values[name]) for name in CutNote._fields})
+    except (VideoError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _bounds(index: VideoIndex, first: int, last: int) -> tuple[float, float]:
@@ -84,8 +116,9 @@ def _bounds(index: VideoIndex, first: int, last: int) -> tuple[float, float]:
 
 
 def _recoded(
-    source: Source, index: VideoIndex, first: int, last: int, aside: Path, settings: Settings
-) -> Any:
+    source: Source, index: VideoIndex, first: int, last: int, settings: Settings
+) -> tuple[list[Any], dict[str, Any]]:
+    """Streams and options that cut exactly."""
     info = index.info
     begin, end = _bounds(index, first, last)
     # Seeking is only a short cut: the filters below choose the frames. The container's clock may
@@ -106,12 +139,13 @@ def _recoded(
         start = info.start + float(info.frame_times[first])
         options["af"] = f"atrim={start:.6f}:{end:.6f},asetpts=PTS-{start:.6f}/TB"
         options["c:a"] = "aac"
-    return ffmpeg.output(*streams, file_url(aside), **options)
+    return streams, options
 
 
 def _copied(
-    source: Source, index: VideoIndex, first: int, last: int, aside: Path, settings: Settings
-) -> Any:
+    source: Source, index: VideoIndex, first: int, last: int, settings: Settings
+) -> tuple[list[Any], dict[str, Any]]:
+    """Streams and options that copy packets."""
     info = index.info
     times = info.frame_times
     begin = float(times[first])
@@ -130,15 +164,13 @@ def _copied(
     streams = [given[str(index.stream)]]
     if settings.audio and info.audio:
         streams.append(given["a:0"])
-    return ffmpeg.output(
-        *streams,
-        file_url(aside),
-        c="copy",
-        t=f"{end - begin:.6f}",
-        avoid_negative_ts="make_zero",
-        map_metadata=-1,
-        f="mp4",
-    )
+    return streams, {
+        "c": "copy",
+        "t": f"{end - begin:.6f}",
+        "avoid_negative_ts": "make_zero",
+        "map_metadata": -1,
+        "f": "mp4",
+    }
 
 
 def _verify_copy(

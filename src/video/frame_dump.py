@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,17 @@ from pathlib import Path
 import ffmpeg
 
 from rushes.errors import ConfigError, UnreadableVideo
+from rushes.video.asides import WHOLE_FOLDER, aside_of
 from rushes.video.catalogue import Source
+from rushes.video.ffmpeg_process import run_ffmpeg
 from rushes.video.limits import Limits
 from rushes.video.media import file_url
 from rushes.video.probe import build_index
-from rushes.video.transcode import run_ffmpeg, source_input
+from rushes.video.transcode import source_input
 
 LOW_SIZE = (288, 180)
 """Width and height of the small pictures, as published."""
-SIDECAR = "frames.json"
+SIDECAR = WHOLE_FOLDER
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def decode_frames(
     fps = max(settings.fps, settings.min_frames / info.duration)
     wanted = max(1, math.ceil(info.duration * fps - 1e-6))
     base = Path(source.video_id).name
-    asides = [f.with_name(f".{f.name}.{os.getpid()}.part") for f in (high, low)]
+    asides = [aside_of(folder) for folder in (high, low)]
     for folder in asides:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -115,12 +116,16 @@ def decode_frames(
     return Dump(wanted, fps)
 
 
-def dumped(high: Path, low: Path) -> Dump | None:
-    """What an earlier run wrote, when both folders are whole."""
+def dumped(high: Path, low: Path, since: float = 0.0) -> Dump | None:
+    """What an earlier run wrote after `since` (seconds since the epoch), when both folders are
+    whole.
+    """
     counts = []
     for folder in (high, low):
         try:
             state = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+            if (folder / SIDECAR).stat().st_mtime < since:
+                return None
         except (OSError, ValueError):
             return None
         if len(list(folder.glob("*.jpg"))) != state.get("num_frames"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,12 +21,15 @@ from tqdm import tqdm
 
 from rushes.errors import AnnotationError, BackendMissing, ConfigError, VideoError
 from rushes.log import get_logger
+from rushes.video.asides import aside_of, written_aside
 
 Engine = Literal["local", "ray"]
 Row = dict[str, Any]
 
 REPORT = "report.jsonl"
 BAD_VIDEOS = "bad_videos.jsonl"
+_SINCE = "since"
+"""Key in a settings file: when its settings took the place of others."""
 
 _log = get_logger(__name__)
 
@@ -175,26 +179,56 @@ def _do_on_node(job: Job) -> Row:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write JSON lines aside, then rename."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def keep_settings(folder: Path, name: str, settings: Row, force: bool) -> None:
+def keep_settings(folder: Path, name: str, settings: Row, force: bool) -> float:
     """Remember the settings of a folder's files; others later would mix two kinds in it.
+
+    Returns:
+        Since when these settings hold, in seconds since the epoch: files of the folder that are
+        older were made with others, by a run whose change by `force` did not come to its end. With
+        `force` no file is new enough: infinity.
 
     Raises:
         ConfigError: the folder was made with other settings, and `force` is not set.
     """
     path = folder / name
-    if path.exists() and not force:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-        if other:
-            said = ", ".join(f"{k}={before.get(k)!r}, now {settings.get(k)!r}" for k in other)
-            raise ConfigError(f"{path}: made with {said}; choose another folder or --force")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(path, [settings])
+    before = _settings_of(path)
+    if before is None:
+        write_rows(path, [settings])
+        return math.inf if force else 0.0
+    since = float(before.pop(_SINCE, 0.0))
+    other = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+    if other and not force:
+        said = ", ".join(f"{k}={before.get(k)!r}, now {settings.get(k)!r}" for k in other)
+        raise ConfigError(f"{path}: made with {said}; choose another folder or --force")
+    if other:
+        write_rows(path, [{**settings, _SINCE: _clock_of(folder)}])
+    return math.inf if force else since
+
+
+def _clock_of(folder: Path) -> float:
+    """The time by the clock that stamps files of a folder; on a shared disk it is another's."""
+    aside = aside_of(folder / "clock")
+    try:
+        aside.touch()
+        return aside.stat().st_mtime
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _settings_of(path: Path) -> Row | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: needs a JSON object, holds {type(found).__name__}")
+    return found
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

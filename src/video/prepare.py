@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from rushes.errors import MissingVideo, VideoError
+from rushes.video.asides import remove_torn
 from rushes.video.catalogue import VIDEO_SUFFIXES, Catalogue, Source, open_catalogue
+from rushes.video.ffmpeg_process import ffmpeg_binary
 from rushes.video.jobs import (
     Job,
     Row,
@@ -28,9 +30,7 @@ from rushes.video.transcode import (
     Result,
     Settings,
     compress,
-    ffmpeg_binary,
     is_done,
-    remove_torn,
 )
 
 PUBLISHED_FPS = 6.0
@@ -96,12 +96,12 @@ def compress_all(
     """Run `make` over the wanted videos of a catalogue; returns the exit code."""
     ffmpeg_binary()
     remembered = {k: v for k, v in asdict(settings).items() if k not in ("threads", "timeout")}
-    keep_settings(target, "prepare.json", remembered, options.force)
+    since = keep_settings(target, "prepare.json", remembered, options.force)
     remove_torn(target)
     ids = wanted_ids(options)
     names = output_names(catalogue.ids() if ids is None else ids)
     jobs = [
-        _job(catalogue, video, name, target / f"{name}.mp4", settings, options.force, make)
+        _job(catalogue, video, name, target / f"{name}.mp4", settings, since, make)
         for video, name in names.items()
     ]
     rows = run_jobs(
@@ -112,8 +112,6 @@ def compress_all(
         shard=Shard.parse(options.shard),
         progress=not options.no_progress,
     )
-    # An ffmpeg that outlived a killed run may have begun its file after the look above.
-    remove_torn(target)
     return exit_code(rows, options.allow_bad)
 
 
@@ -150,14 +148,14 @@ def _job(
     name: str,
     target: Path,
     settings: Settings,
-    force: bool,
+    since: float,
     make: Maker,
 ) -> Job:
     source = locate_or_error(catalogue, video)
     return Job(
         name,
         partial(_work, source, target, settings, make),
-        partial(_done, source, target, force),
+        partial(_done, source, target, since),
     )
 
 
@@ -181,11 +179,11 @@ def _work(source: Source | VideoError, target: Path, settings: Settings, make: M
         "width": made.info.width,
         "height": made.info.height,
         "bytes": target.stat().st_size,
-        **({"damaged": True} if made.damaged else {}),
+        **made.damage(),
     }
 
 
-def _done(source: Source | VideoError, target: Path, force: bool) -> Row | None:
-    if isinstance(source, VideoError) or force or not is_done(target, source.path):
+def _done(source: Source | VideoError, target: Path, since: float) -> Row | None:
+    if isinstance(source, VideoError) or not is_done(target, source.path, since):
         return None
     return {"source": str(source.path), "target": str(target)}

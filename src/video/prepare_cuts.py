@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rushes.errors import AnnotationError, ConfigError, VideoError
+from rushes.video.asides import remove_torn
 from rushes.video.catalogue import Source, open_catalogue
-from rushes.video.cutting import cut
+from rushes.video.cutting import cut, remembered_cut
+from rushes.video.ffmpeg_process import ffmpeg_binary
 from rushes.video.index import VideoIndex
 from rushes.video.jobs import (
     Job,
@@ -27,8 +29,9 @@ from rushes.video.jobs import (
 )
 from rushes.video.limits import Limits
 from rushes.video.prepare import add_encoding_options, locate_or_error, plain_id, settings_of
-from rushes.video.probe import build_index
-from rushes.video.transcode import Settings, ffmpeg_binary, is_done, remove_torn
+from rushes.video.probe import build_index, probe
+from rushes.video.request import VideoInfo
+from rushes.video.transcode import Settings, is_done
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ffmpeg_binary()
     remembered = {**asdict(settings), "copy": options.copy}
     remembered = {k: v for k, v in remembered.items() if k not in ("threads", "timeout", "fps")}
-    keep_settings(target, "cuts.json", remembered, options.force)
+    since = keep_settings(target, "cuts.json", remembered, options.force)
     remove_torn(target)
     catalogue = open_catalogue(source)
     jobs = []
@@ -75,21 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             Job(
                 clip.name,
                 partial(_work, found, path, clip, settings, options.copy),
-                partial(_done, found, path, options.force),
+                partial(_done, found, path, clip, since),
             )
         )
+    shard = Shard.parse(options.shard)
     rows = run_jobs(
         jobs,
         target,
         workers=options.workers,
         engine=options.engine,
-        shard=Shard.parse(options.shard),
+        shard=shard,
         progress=not options.no_progress,
         name="cuts",
     )
-    remove_torn(target)
     if options.resultfile is not None:
-        write_rows((options.workdir or Path()) / options.resultfile, rows)
+        result = (options.workdir or Path()) / options.resultfile
+        write_rows(result.with_name(shard.of(result.name)), rows)
     return exit_code(rows, options.allow_bad)
 
 
@@ -161,18 +165,30 @@ def _work(
     if isinstance(source, VideoError):
         raise source
     made = cut(source, target, clip.start, clip.end, settings, copy, _index(source))
+    return {**_row(source, target, clip, made.start, made.info), **made.damage()}
+
+
+def _row(source: Source, target: Path, clip: Clip, start: float, made: VideoInfo) -> Row:
     return {
         "source": str(source.path),
         "target": str(target),
         "asked_start": clip.start,
         "asked_end": clip.end,
-        "true_start": round(made.start, 6),
-        "true_end": round(made.start + made.info.duration, 6),
-        "frames": made.info.num_frames,
+        "true_start": round(start, 6),
+        "true_end": round(start + made.duration, 6),
+        "frames": made.num_frames,
     }
 
 
-def _done(source: Source | VideoError, target: Path, force: bool) -> Row | None:
-    if isinstance(source, VideoError) or force or not is_done(target, source.path):
+def _done(source: Source | VideoError, target: Path, clip: Clip, since: float) -> Row | None:
+    """The row of a clip that is there: cut from this state of its video, over this very stretch."""
+    if isinstance(source, VideoError) or not is_done(target, source.path, since):
         return None
-    return {"source": str(source.path), "target": str(target)}
+    note = remembered_cut(target)
+    if note is None or (note.start, note.end) != (clip.start, clip.end):
+        return None
+    try:
+        made = probe(Source("file", clip.name, target))
+    except VideoError:
+        return None
+    return _row(source, target, clip, note.true_start, made)

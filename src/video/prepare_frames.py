@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from rushes.errors import ConfigError, VideoError
+from rushes.video.asides import remove_torn
 from rushes.video.catalogue import Source, open_catalogue
+from rushes.video.ffmpeg_process import ffmpeg_binary
 from rushes.video.frame_dump import DumpSettings, decode_frames, dumped
 from rushes.video.jobs import (
     Job,
@@ -26,7 +28,6 @@ from rushes.video.jobs import (
     write_rows,
 )
 from rushes.video.prepare import locate_or_error, output_names, plain_id
-from rushes.video.transcode import ffmpeg_binary
 
 HIGH, LOW = "video_frames", "video_frames_lr"
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"min_frames={settings.min_frames}: expected at least 1")
     remembered = {k: v for k, v in asdict(settings).items() if k != "timeout"}
     ffmpeg_binary()
-    keep_settings(target, "frames_settings.json", remembered, options.force)
+    since = keep_settings(target, "frames_settings.json", remembered, options.force)
+    remove_torn(target)
     catalogue = open_catalogue(source)
     ids = wanted_ids(options)
     jobs = []
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Job(
                 name,
                 partial(_work, found, *folders, settings),
-                partial(_done, found, *folders, options.force),
+                partial(_done, found, *folders, since),
             )
         )
     shard = Shard.parse(options.shard)
@@ -115,8 +117,10 @@ def _work(source: Source | VideoError, high: Path, low: Path, settings: DumpSett
     return {"source": str(source.path), "num_frame": dump.num_frames, "fps": dump.fps}
 
 
-def _done(source: Source | VideoError, high: Path, low: Path, force: bool) -> Row | None:
-    dump = dumped(high, low)
-    if isinstance(source, VideoError) or force or dump is None:
+def _done(source: Source | VideoError, high: Path, low: Path, since: float) -> Row | None:
+    if isinstance(source, VideoError):
+        return None
+    dump = dumped(high, low, max(since, source.path.stat().st_mtime))
+    if dump is None:
         return None
     return {"source": str(source.path), "num_frame": dump.num_frames, "fps": dump.fps}

@@ -7,16 +7,8 @@ unless another frame rate is asked for.
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import socket
-import subprocess
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +16,16 @@ import av
 import ffmpeg
 import numpy as np
 
-from rushes.errors import BackendMissing, ConfigError, DecodeTimeout, UnreadableVideo
+from rushes.errors import ConfigError, UnreadableVideo
+from rushes.video.asides import written_aside
 from rushes.video.catalogue import Source
+from rushes.video.ffmpeg_process import ffmpeg_binary, knows_fps_mode, run_ffmpeg
 from rushes.video.index import NO_TIME, VideoIndex
 from rushes.video.limits import Limits
 from rushes.video.media import file_url, open_media
 from rushes.video.probe import build_index, probe
 from rushes.video.request import VideoInfo
+from rushes.video.verify import Difference, check_saved, check_times
 
 Codec = Literal["h264", "hevc", "vp9", "av1", "mpeg4"]
 
@@ -46,8 +41,6 @@ _TICKS = 60_000
 """Ticks a second of the written time base; divides by all common rates."""
 SOUND_SLACK = 0.001
 """Seconds by which sound may be off before it is moved."""
-_TIME_TOLERANCE = 0.002
-"""Seconds; Matroska keeps milliseconds."""
 _FORMATS = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
 
 
@@ -96,40 +89,25 @@ class Result:
         info: what the new file holds.
         start: seconds of the source at which it begins; not always what was asked when copying.
         damaged: the source was; what could be decoded of it is there.
+        differs: frames that ffmpeg lost or added beside what our decoder gives of a damaged source.
     """
 
     info: VideoInfo
     start: float = 0.0
     damaged: bool = False
+    differs: Difference = field(default_factory=Difference)
 
-
-@cache
-def ffmpeg_binary() -> str:
-    """The system's ffmpeg where there is one, else the binary that imageio-ffmpeg carries."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    try:
-        import imageio_ffmpeg
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
-        raise BackendMissing("ffmpeg", "pip install imageio-ffmpeg") from error
-
-
-@cache
-def _knows_fps_mode(binary: str) -> bool:
-    """`-fps_mode` came with 5.1; `-vsync` went with 8."""
-    shown = subprocess.run(
-        [binary, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    ).stdout
-    version = re.search(r"version n?(\d+)\.(\d+)", shown)
-    return version is None or (int(version[1]), int(version[2])) >= (5, 1)
+    def damage(self) -> dict[str, Any]:
+        """What a report says of a damaged source; nothing of a sound one."""
+        if not self.damaged:
+            return {}
+        lost, added = self.differs.missing, self.differs.added
+        return {"damaged": True, "frames_missing": lost, "frames_added": added}
 
 
 def keep_times() -> dict[str, Any]:
     """Output options that neither drop nor repeat frames."""
-    name = "fps_mode" if _knows_fps_mode(ffmpeg_binary()) else "vsync"
+    name = "fps_mode" if knows_fps_mode(ffmpeg_binary()) else "vsync"
     return {name: "passthrough", "enc_time_base": f"1/{_TICKS}"}
 
 
@@ -144,64 +122,6 @@ def source_input(source: Source, index: VideoIndex, **options: Any) -> Any:
         format_whitelist=_FORMATS.get(index.container, index.container),
         **options,
     )
-
-
-def run_ffmpeg(stream: Any, video: str, timeout: float | None) -> None:
-    """Run an ffmpeg-python graph.
-
-    Raises:
-        UnreadableVideo: ffmpeg failed; the text holds the end of what it said.
-        DecodeTimeout: it took longer than `timeout` seconds and was killed.
-    """
-    arguments = ("-nostdin", "-hide_banner", "-loglevel", "error")
-    argv = stream.global_args(*arguments).compile(cmd=ffmpeg_binary(), overwrite_output=True)
-    try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DecodeTimeout(video, f"ffmpeg ran longer than {timeout:g} s") from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
-        detail = " | ".join(said) or "no message"
-        raise UnreadableVideo(video, f"ffmpeg ended with {done.returncode}: {detail}")
-
-
-@contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """A path beside `target` that takes its name when the block ends well, and goes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mine = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-    aside = target.with_name(f".{target.name}.{mine}.part")
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def remove_torn(folder: Path) -> int:
-    """Remove what killed runs left aside; files of living processes and other machines stay."""
-    removed = 0
-    host = re.escape(socket.gethostname())
-    for path in folder.rglob(".*.part"):
-        found = re.search(rf"\.{host}-(\d+)-\d+\.part$", path.name)
-        if found and not _alive(int(found[1])):
-            path.unlink(missing_ok=True)
-            removed += 1
-    return removed
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def picture_size(info: VideoInfo, height: int | None) -> tuple[int, int]:
@@ -269,8 +189,8 @@ def compress(
         graph = ffmpeg.output(*streams, file_url(aside), **options)
         run_ffmpeg(graph, source.video_id, allowed_seconds(settings.timeout, info.duration))
         made = probe(Source("file", source.video_id, aside))
-        _verify(source.video_id, info, made, settings)
-    return Result(made, damaged=info.damaged)
+        differs = _verify(source.video_id, info, made, settings, aside)
+    return Result(made, damaged=info.damaged, differs=differs)
 
 
 def lead_of(source: Source, index: VideoIndex) -> float:
@@ -287,31 +207,27 @@ def allowed_seconds(timeout: float | None, duration: float) -> float:
     return timeout if timeout is not None else 60.0 + 30.0 * duration
 
 
-def _verify(video: str, source: VideoInfo, made: VideoInfo, settings: Settings) -> None:
-    """Hold the result's frames and times against the source's."""
+def _verify(
+    video: str, source: VideoInfo, made: VideoInfo, settings: Settings, path: Path
+) -> Difference:
+    """Hold the result's frames and times against the source's; what a damaged one lost."""
     if settings.audio and source.audio and not made.audio:
         raise UnreadableVideo(video, "the result lost its sound")
+    wanted = source.frame_times
+    if settings.fps is not None:
+        count = max(1.0, source.duration * settings.fps)
+        regular = np.arange(made.num_frames) / settings.fps
+        if abs(made.num_frames - count) <= 1.5:
+            wanted = regular  # where the last frame ends is a matter of rounding
+        elif source.damaged:
+            wanted = np.arange(round(count)) / settings.fps
+        else:
+            detail = f"the result has {made.num_frames} frames, not {count:.1f}"
+            raise UnreadableVideo(video, detail)
     if source.damaged:
-        return  # what the decoder can save differs from build to build
-    if settings.fps is None:
-        check_times(video, source.frame_times, made.frame_times)
-        return
-    want = max(1.0, source.duration * settings.fps)
-    if abs(made.num_frames - want) > 1.5:
-        raise UnreadableVideo(video, f"the result has {made.num_frames} frames, not {want:.1f}")
-    regular = np.arange(made.num_frames) / settings.fps
-    check_times(video, regular, made.frame_times)
-
-
-def check_times(video: str, wanted: Any, found: Any) -> None:
-    """Raise `UnreadableVideo` unless both are the same frames at the same times (seconds)."""
-    if len(wanted) != len(found):
-        raise UnreadableVideo(video, f"the result has {len(found)} frames, not {len(wanted)}")
-    worst = float(np.abs(np.asarray(wanted) - np.asarray(found)).max(initial=0.0))
-    if worst > _TIME_TOLERANCE:
-        raise UnreadableVideo(
-            video, f"frames of the result are off by {worst:.4f} s, the limit is {_TIME_TOLERANCE}"
-        )
+        return check_saved(video, wanted, path)
+    check_times(video, wanted, made.frame_times)
+    return Difference()
 
 
 def gif_to_mp4(source: Source, target: Path, settings: Settings) -> Result:
@@ -329,11 +245,13 @@ def gif_to_mp4(source: Source, target: Path, settings: Settings) -> Result:
     return Result(made)
 
 
-def is_done(target: Path, source: Path) -> bool:
-    """Whether `target` was made already, after its source was last changed."""
+def is_done(target: Path, source: Path, since: float = 0.0) -> bool:
+    """Whether `target` was made already, after its source was last changed and after `since`
+    (seconds since the epoch).
+    """
     try:
         made = target.stat()
-        return made.st_size > 0 and made.st_mtime >= source.stat().st_mtime
+        return made.st_size > 0 and made.st_mtime >= max(since, source.stat().st_mtime)
     except OSError:
         return False
 
@@ -344,7 +262,6 @@ __all__: Sequence[str] = (
     "Result",
     "Settings",
     "allowed_seconds",
-    "check_times",
     "compress",
     "encoding",
     "ffmpeg_binary",
@@ -352,8 +269,5 @@ __all__: Sequence[str] = (
     "is_done",
     "keep_times",
     "picture_size",
-    "remove_torn",
-    "run_ffmpeg",
     "source_input",
-    "written_aside",
 )

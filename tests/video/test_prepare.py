@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -233,6 +234,100 @@ def test_clips_are_cut_by_records_and_metafiles(made: Path, tmp_path: Path) -> N
     (row,) = rows(work / "done.jsonl")
     assert (row["true_start"], row["asked_start"]) == (0.0, 2.0)
     assert probe(work / "video_clips/c/c.0.mp4").num_frames >= 75
+
+
+def test_cuts_that_changed_are_cut_again_others_keep_their_true_start(
+    made: Path, tmp_path: Path
+) -> None:
+    listing, out = tmp_path / "r.jsonl", tmp_path / "o"
+    argv = [str(made), str(out), "--records", str(listing), "--copy", *QUICK]
+
+    def run(*spans: tuple[str, float, float]) -> dict[str, dict[str, Any]]:
+        rows_ = [{"video": "a", "id": name, "start": s, "end": e} for name, s, e in spans]
+        listing.write_text("".join(json.dumps(r) + "\n" for r in rows_))
+        assert prepare_cuts.main(argv) == 0
+        return {r["video"]: r for r in rows(out / "report.jsonl")}
+
+    first = run(("x", 0.6, 1.2), ("y", 1.1, 2.0))
+    assert (first["x"]["status"], first["x"]["true_start"]) == ("ok", 0.48)
+    again = run(("x", 0.6, 1.2), ("y", 1.6, 2.0))
+    assert (again["x"]["status"], again["y"]["status"]) == ("skipped", "ok")
+    assert again["y"]["true_start"] == pytest.approx(1.44)
+    for key in ("true_start", "true_end", "frames", "asked_start", "asked_end"):
+        assert again["x"][key] == first["x"][key]
+    # A file that does not say what it holds, or is torn, is no cut.
+    (out / "x.mp4").write_bytes((made / "a.mp4").read_bytes())
+    (out / "y.mp4").write_bytes((out / "y.mp4").read_bytes()[:-100])
+    last = run(("x", 0.6, 1.2), ("y", 1.6, 2.0))
+    assert {r["status"] for r in last.values()} == {"ok"}
+
+
+def test_shards_of_cuts_have_reports_of_their_own(made: Path, tmp_path: Path) -> None:
+    records = [{"video": "a", "start": i / 4, "end": i / 4 + 0.5} for i in range(5)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    result = tmp_path / "done.jsonl"
+    argv = [str(made), str(tmp_path / "o"), "--records", str(tmp_path / "r.jsonl"), *QUICK]
+    for i in range(2):
+        prepare_cuts.main([*argv, "--resultfile", str(result), "--shard", f"{i}/2"])
+    told = [rows(result.with_name(f"done.{i}-of-2.jsonl")) for i in range(2)]
+    assert [len(part) for part in told] == [3, 2]
+    assert len({r["video"] for part in told for r in part}) == 5
+
+
+@pytest.mark.parametrize("command", ["prepare", "frames"])
+def test_settings_changed_by_force_hold_for_every_file(
+    command: str, made: Path, tmp_path: Path
+) -> None:
+    """A run with --force that did not come to its end must not leave files of both settings."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    for name in ("a.mp4", "c.mp4"):
+        shutil.copy(made / name, raw)
+    argv, main = [str(raw), str(out), "--no-progress"], prepare.main
+    old, new, place = ["--crf", "40"], ["--crf", "20"], "a.mp4"
+    if command == "frames":
+        main, old, new = prepare_frames.main, ["--quality", "31"], ["--quality", "2"]
+        place = "video_frames/a/a_000.jpg"
+    assert main([*argv, *old]) == 0
+    small = (out / place).stat().st_size
+    assert main([*argv, *new, "--force", "--shard", "1/2"]) == 0
+    assert main([*argv, *new]) == 0
+    assert {r["video"]: r["status"] for r in rows(out / "report.jsonl")} == {
+        "a": "ok",
+        "c": "skipped",
+    }
+    assert (out / place).stat().st_size > small
+    assert main([*argv, *new]) == 0
+    assert {r["status"] for r in rows(out / "report.jsonl")} == {"skipped"}
+
+
+@pytest.mark.parametrize("text", ["no json", "[]"])
+def test_a_damaged_settings_file_is_told(text: str, made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "prepare.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"prepare\.json"):
+        prepare.main([str(made), str(out), *QUICK])
+
+
+@pytest.mark.fault
+def test_half_made_folders_of_a_killed_dump_go(made: Path, tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    shutil.copy(made / "a.mp4", raw)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    torn = out / "video_frames" / f".a.{socket.gethostname()}-{gone.pid}-1.part"
+    torn.mkdir(parents=True)
+    (torn / "a_000.jpg").touch()
+    argv = [str(raw), str(out), "--no-progress"]
+    assert prepare_frames.main(argv) == 0
+    assert sorted(p.name for p in (out / "video_frames").iterdir()) == ["a"]
+    # A video that changed since is decoded anew.
+    later = time.time() + 5
+    os.utime(raw / "a.mp4", (later, later))
+    assert prepare_frames.main(argv) == 0
+    assert [r["status"] for r in rows(out / "report.jsonl")] == ["ok"]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -28,7 +26,7 @@ from rushes.errors import (
     UnreadableVideo,
     VideoError,
 )
-from rushes.video import transcode
+from rushes.video import ffmpeg_process, transcode
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.cutting import cut
 from rushes.video.frame_dump import DumpSettings, decode_frames, dumped
@@ -37,13 +35,10 @@ from rushes.video.readers.pyav_reader import PyAVReader
 from rushes.video.request import Audio, Frames, Request
 from rushes.video.transcode import (
     Settings,
-    check_times,
     compress,
     ffmpeg_binary,
     gif_to_mp4,
     picture_size,
-    remove_torn,
-    written_aside,
 )
 
 NAMES = [recipe.name for recipe in RECIPES]
@@ -241,8 +236,9 @@ def test_a_failing_ffmpeg_is_told_and_a_hanging_one_is_killed(
 ) -> None:
     source = rendered(folder, "h264_b.mp4")
     fake = tmp_path / "ffmpeg"
+    monkeypatch.setattr(ffmpeg_process, "ffmpeg_binary", lambda: str(fake))
     monkeypatch.setattr(transcode, "ffmpeg_binary", lambda: str(fake))
-    monkeypatch.setattr(transcode, "_knows_fps_mode", lambda _: True)
+    monkeypatch.setattr(transcode, "knows_fps_mode", lambda _: True)
 
     def behaves(script: str) -> None:
         fake.write_text(f"#!/bin/sh\nfor last; do :; done\nout=${{last#file:}}\n{script}\n")
@@ -300,29 +296,6 @@ def test_sound_only_is_no_video(tmp_path: Path, folder: Path) -> None:
         compress(Source("file", "s", path), tmp_path / "x.mp4", FAST)
 
 
-def test_written_aside_takes_the_name_only_when_whole(tmp_path: Path) -> None:
-    target = tmp_path / "x.mp4"
-    with pytest.raises(FileNotFoundError), written_aside(target) as aside:
-        shutil.move(aside.parent / "nothing", aside)
-    assert not list(tmp_path.iterdir())
-    with written_aside(target) as aside:
-        aside.write_bytes(b"whole")
-        assert not target.exists()
-    assert target.read_bytes() == b"whole"
-
-
-@pytest.mark.fault
-def test_torn_files_of_dead_processes_go_others_stay(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    name = f".x.mp4.{os.uname().nodename}-%d-{threading.get_ident()}.part"
-    for pid in (gone.pid, os.getpid()):
-        (tmp_path / (name % pid)).touch()
-    (tmp_path / f".x.mp4.elsewhere-{gone.pid}-1.part").touch()
-    assert remove_torn(tmp_path) == 1
-    assert (tmp_path / (name % os.getpid())).exists()
-
-
 @pytest.mark.parametrize("name", ["h264_vfr.mp4", "h264_late.ts", "h264_turned90.mp4"])
 def test_dumped_frames_show_their_moments(name: str, folder: Path, tmp_path: Path) -> None:
     source = rendered(folder, name)
@@ -368,11 +341,7 @@ def test_a_still_text_named_webp_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a.mp4").exists()
 
 
-def test_checks_and_settings_say_the_value() -> None:
-    with pytest.raises(UnreadableVideo, match="2 frames, not 3"):
-        check_times("x", [0, 1, 2], [0, 1])
-    with pytest.raises(UnreadableVideo, match=r"off by 0\.0300 s"):
-        check_times("x", [0, 1], [0, 1.03])
+def test_settings_say_the_value() -> None:
     for wrong in ({"fps": 0}, {"height": 1}, {"gop": 0}, {"codec": "mp3"}):
         with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
             Settings(**wrong)
