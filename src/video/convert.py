@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import numpy.typing as npt
+from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from rushes.errors import RefusedVideo
@@ -127,15 +128,20 @@ class Converter:
         if frame.format.name[:3] == "yuv":
             own = int(frame.colorspace)
             colorspace = _MATRICES.get(own if own != 2 else self.colorspace, 5)
-        return scaler.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            src_colorspace=colorspace,
-            interpolation=_METHODS[resample],
-            threads=1,
-        )
+        try:
+            return scaler.reformat(
+                frame,
+                width=width,
+                height=height,
+                format="rgb24",
+                src_colorspace=colorspace,
+                interpolation=_METHODS[resample],
+                threads=1,
+            )
+        except FFmpegError as error:
+            # Within all limits some shapes remain that swscale has no filter for.
+            detail = f"{frame.height}x{frame.width} pixels cannot be made {height}x{width}: {error}"
+            raise RefusedVideo(self.video, detail) from error
 
     def _crop(self, frame: Any, box: Box) -> tuple[Any, bool]:
         """The box, or the smallest one around it that chroma allows, and whether it is exact."""

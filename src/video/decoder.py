@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,9 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from rushes.errors import DecodeTimeout
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
-from rushes.video.limits import Limits
+from rushes.video.limits import Limits, check_deadline
 from rushes.video.media import Bytes, bare_context, open_media
 from rushes.video.packets import PacketFlag
 
@@ -84,7 +82,7 @@ class Decoder:
         missing = set(run.frames)
         try:
             for packet in run.packets:
-                _check(deadline, self.source.video_id)
+                check_deadline(self.source.video_id, deadline)
                 size = int(index.sizes[packet])
                 data = content.read(int(index.positions[packet]), size)
                 if len(data) != size:
@@ -172,7 +170,7 @@ class Decoder:
         """The packets of a run out of all, then None. A whole stream is one run to its end."""
         needed, last = frozenset(run.packets), run.packets[-1]
         for number, packet in packets:
-            _check(deadline, self.source.video_id)
+            check_deadline(self.source.video_id, deadline)
             if number in needed or self.index.whole:
                 spent.packets += 1
                 spent.bytes_read += packet.size
@@ -237,8 +235,3 @@ def plan_runs(index: VideoIndex, wanted: Sequence[int]) -> list[_Run]:
         packets = (np.flatnonzero(keep) + first).tolist()
         runs.append(_Run(packets, frozenset(frames)))
     return runs
-
-
-def _check(deadline: float | None, video: str) -> None:
-    if deadline is not None and time.monotonic() > deadline:
-        raise DecodeTimeout(video, "the deadline passed while decoding")

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, cast
 
-from rushes.errors import DecodeTimeout, UnreadableVideo, VideoError, WorkerDied
+from rushes.errors import DecodeTimeout, RushesError, UnreadableVideo, WorkerDied
 from rushes.video.catalogue import Catalogue
 from rushes.video.limits import Limits
 from rushes.video.request import Reply, Request, VideoInfo
@@ -208,7 +208,7 @@ def serve(descriptor: int) -> None:
             limit = setup["memory"]
             pipe.send(WorkerDied(video, f"decoding wants more than {limit} bytes of memory"))
             continue
-        except VideoError as error:
+        except RushesError as error:
             pipe.send(error)
             continue
         except Exception as error:  # noqa: BLE001 - the process border: nothing else may pass

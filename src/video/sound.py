@@ -5,32 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from av.audio.resampler import AudioResampler
 from av.error import FFmpegError
 
-from rushes.errors import FrameUnavailable, UnreadableVideo
+from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
-from rushes.video.limits import Limits
+from rushes.video.limits import AUDIO_RATES, Limits, check_deadline
 from rushes.video.media import open_media
 from rushes.video.request import Audio
-
-Samples = npt.NDArray[np.float32]
+from rushes.video.resampling import ZEROS, Check, Samples, resample
 
 _PREROLL = 1.0
 """Seconds decoded before a window: transforms overlap, and MP3 keeps a reservoir of bits."""
-_ZEROS = 24
-"""Zero crossings of the interpolation kernel on each side."""
+_SEEK_LIMIT = 2**62
+"""FFmpeg counts time in signed 64 bits."""
 _FIXED_FRAMES = frozenset(("aac", "mp3", "mp2", "ac3", "eac3"))
 """Codecs whose packets all hold the same number of samples."""
 
 
 def read_sound(
-    source: Source, index: VideoIndex, asked: Audio, policy: str, limits: Limits
+    source: Source,
+    index: VideoIndex,
+    asked: Audio,
+    policy: str,
+    limits: Limits,
+    deadline: float | None = None,
 ) -> Samples:
     """Mono samples of [start, end) seconds, counted from the first frame of the video.
 
@@ -40,6 +44,7 @@ def read_sound(
         asked: window and rate.
         policy: "strict" refuses a window beyond the sound; otherwise silence fills it.
         limits: bounds.
+        deadline: `time.monotonic()` after which to give up; None never.
 
     Returns:
         float32 `S`, S = round((end - start) * rate).
@@ -47,10 +52,13 @@ def read_sound(
     Raises:
         FrameUnavailable: the file has no sound, or policy strict and the window leaves it.
         UnreadableVideo: the sound does not decode.
+        RefusedVideo: `over_limit`, the window or the rate of the track.
+        DecodeTimeout: the deadline passed.
     """
     if not index.info.audio:
         raise FrameUnavailable(source.video_id, "sound was asked, the file has no sound track")
-    return sound_between(source, index.container, index.info.start, asked, policy, limits)
+    origin = index.info.start
+    return sound_between(source, index.container, origin, asked, policy, limits, deadline=deadline)
 
 
 def sound_between(
@@ -61,6 +69,7 @@ def sound_between(
     policy: str,
     limits: Limits,
     tick: float = 0.0,
+    deadline: float | None = None,
 ) -> Samples:
     """The same from any file with sound.
 
@@ -68,23 +77,42 @@ def sound_between(
         source: the file or its bytes.
         container: the demuxer that opens it.
         origin: the time in it from which seconds count.
-        asked, policy, limits: as for `read_sound`.
+        asked, policy, limits, deadline: as for `read_sound`.
         tick: resolution in seconds that its stamps once had, where they were rewritten since.
     """
-    if not (math.isfinite(asked.start) and asked.end >= asked.start and asked.rate > 0):
-        detail = f"no window of sound: [{asked.start}, {asked.end}) s at {asked.rate} Hz"
-        raise FrameUnavailable(source.video_id, detail)
     count = round((asked.end - asked.start) * asked.rate)
+    check = partial(check_deadline, source.video_id, deadline)
     with open_media(source, container, limits) as media:
         stream = media.streams.best("audio")
-        native = stream.codec_context.rate
-        margin = _ZEROS * max(1.0, native / asked.rate) / native + 2.0 / native
+        native = _native_rate(source, stream)
+        margin = ZEROS * max(1.0, native / asked.rate) / native + 2.0 / native
         begin, end = origin + asked.start, origin + asked.end
-        piece = _decode_window(source, media, stream, begin - margin, end + margin, tick)
+        window = begin - margin, end + margin
+        _check_window(source, window, native, limits)
+        piece = _decode_window(source, media, stream, window, tick, check)
     if policy == "strict" and not piece.covers(begin, end):
         detail = f"[{asked.start}, {asked.end}) s of sound asked, it does not last that long"
         raise FrameUnavailable(source.video_id, detail)
-    return resample(piece.samples, native, (begin * native) - piece.first, asked.rate, count)
+    offset = begin * native - piece.first
+    return resample(piece.samples, native, offset, asked.rate, count, check)
+
+
+def _native_rate(source: Source, stream: Any) -> int:
+    context = stream.codec_context if stream is not None else None
+    if context is None:
+        raise UnreadableVideo(source.video_id, "the sound is of a codec that FFmpeg does not know")
+    rate: int = context.rate or 0
+    if not 0 < rate <= AUDIO_RATES[1]:
+        detail = f"a sound track of {rate} Hz, the limit is {AUDIO_RATES[1]} Hz"
+        raise RefusedVideo(source.video_id, detail)
+    return rate
+
+
+def _check_window(source: Source, window: tuple[float, float], native: int, limits: Limits) -> None:
+    size = (window[1] - window[0]) * native * np.float32().itemsize
+    if size > limits.max_reply_bytes:
+        detail = f"the window holds {size:.0f} bytes of sound at {native} Hz"
+        raise RefusedVideo(source.video_id, f"{detail}, the limit is {limits.max_reply_bytes}")
 
 
 @dataclass
@@ -102,9 +130,14 @@ class _Piece:
 
 
 def _decode_window(
-    source: Source, media: Any, stream: Any, begin: float, end: float, tick: float
+    source: Source,
+    media: Any,
+    stream: Any,
+    window: tuple[float, float],
+    tick: float,
+    check: Check,
 ) -> _Piece:
-    rate, base = stream.codec_context.rate, float(stream.time_base)
+    (begin, end), rate, base = window, stream.codec_context.rate, float(stream.time_base)
     tick = max(tick, base)
     coarse = tick * rate > 1.01  # time stamps do not tell single samples apart
     fixed = stream.codec_context.codec.canonical_name in _FIXED_FRAMES
@@ -117,13 +150,14 @@ def _decode_window(
     if origin is not None or not start_over:
         # Before the first second of a file that was just opened no seek is needed, and to seek to 0
         # would leave out what lies before: a packet that the first one overlaps with.
-        media.seek(0 if start_over else max(0, int((begin - _PREROLL) / base)), stream=stream)
+        ahead = 0 if start_over else max(0, int((begin - _PREROLL) / base))
+        media.seek(min(ahead, _SEEK_LIMIT), stream=stream)
     first, last = math.floor(begin * rate), math.ceil(end * rate)
     samples = np.zeros(last - first, np.float32)
     place: int | None = None
     heard_from, heard_to = last, first
     try:
-        for pts, piece in _mono(media, stream):
+        for pts, piece in _mono(media, stream, check):
             told = round(pts * base * rate) if pts is not None else place
             if told is None:
                 told = 0
@@ -161,10 +195,11 @@ def _snap(told: int, origin: int, base: float, rate: int, length: int) -> int:
     return start + round((told - start) / length) * length
 
 
-def _mono(media: Any, stream: Any) -> Iterator[tuple[int | None, Samples]]:
+def _mono(media: Any, stream: Any, check: Check) -> Iterator[tuple[int | None, Samples]]:
     """Decoded pieces as mono float at the native rate, each with its time stamp."""
     resampler: AudioResampler | None = None
     for packet in media.demux(stream):
+        check()
         try:
             frames = packet.decode()
         except FFmpegError:
@@ -177,59 +212,3 @@ def _mono(media: Any, stream: Any) -> Iterator[tuple[int | None, Samples]]:
             parts = [part.to_ndarray().reshape(-1) for part in resampler.resample(frame)]
             if parts:
                 yield pts, np.concatenate(parts)
-
-
-def resample(samples: Samples, native: int, offset: float, rate: int, count: int) -> Samples:
-    """Samples at `rate` by windowed-sinc interpolation, phase-locked to the asked start.
-
-    Args:
-        samples: at the native rate; silence is outside.
-        native: their rate in Hz.
-        offset: where the first output lies, in native samples from the first input.
-        rate: asked rate in Hz.
-        count: outputs.
-
-    Returns:
-        float32 `count`.
-    """
-    out = np.zeros(count, np.float32)
-    if not len(samples) or not count:
-        return out
-    if native == rate and abs(offset - round(offset)) < 1e-6:
-        return _shifted(samples, round(offset), count)
-    divisor = math.gcd(native, rate)
-    up, down = rate // divisor, native // divisor
-    scale = min(1.0, rate / native) * 0.98
-    half = math.ceil(_ZEROS / scale)
-    lead = half - math.floor(offset)
-    needed = math.floor(offset) + math.ceil(count * native / rate) + 2 * half + down + 2
-    padded = np.zeros(max(lead, 0) + max(len(samples), needed) + 2 * half, np.float32)
-    shift = max(lead, 0)
-    padded[shift : shift + len(samples)] = samples
-    taps = np.arange(-half + 1, half + 1)
-    for phase in range(min(up, count)):
-        position = offset + phase * native / rate
-        whole = math.floor(position)
-        kernel = _kernel(taps - (position - whole), scale, half)
-        number = (count - phase + up - 1) // up
-        begin = whole - half + 1 + shift
-        windows = np.lib.stride_tricks.as_strided(
-            padded[begin:], (number, len(taps)), (padded.strides[0] * down, padded.strides[0])
-        )
-        out[phase::up] = windows @ kernel
-    return out
-
-
-def _kernel(distance: npt.NDArray[np.floating[Any]], scale: float, half: int) -> Samples:
-    window = np.i0(9.0 * np.sqrt(np.maximum(0.0, 1.0 - (distance / half) ** 2))) / np.i0(9.0)
-    kernel = np.sinc(distance * scale) * scale * window
-    normal: Samples = (kernel / kernel.sum()).astype(np.float32)
-    return normal
-
-
-def _shifted(samples: Samples, offset: int, count: int) -> Samples:
-    out = np.zeros(count, np.float32)
-    low, high = max(0, -offset), min(count, len(samples) - offset)
-    if low < high:
-        out[low:high] = samples[low + offset : high + offset]
-    return out

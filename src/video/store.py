@@ -22,7 +22,6 @@ import numpy.typing as npt
 from av.error import FFmpegError
 
 from rushes.errors import (
-    DecodeTimeout,
     FrameUnavailable,
     MissingVideo,
     NotInStore,
@@ -30,9 +29,9 @@ from rushes.errors import (
 )
 from rushes.video.catalogue import Source
 from rushes.video.convert import Converter
-from rushes.video.limits import Limits
+from rushes.video.limits import Limits, check_deadline
 from rushes.video.media import bare_context
-from rushes.video.readers.asking import FrameAsk, check_size
+from rushes.video.readers.asking import FrameAsk, check_request, check_size
 from rushes.video.request import (
     Audio,
     Cost,
@@ -165,6 +164,7 @@ class StoreReader:
         """
         began = time.monotonic()
         deadline = None if request.deadline is None else began + request.deadline
+        check_request(request, self.limits)
         clip = self._clip(request.video_id)
         asks = self._plan(request, clip)
         decoded = bytes_read = 0
@@ -176,7 +176,7 @@ class StoreReader:
         reply = _reply([ask for _, ask in asks], request, began, decoded, bytes_read)
         for output in request.outputs:
             if isinstance(output, Audio):
-                reply.arrays[output.name] = self._sound(clip, output, request.policy)
+                reply.arrays[output.name] = self._sound(clip, output, request.policy, deadline)
             elif isinstance(output, Features):
                 rows, times = self._features(clip, output)
                 reply.arrays[output.name], reply.times[output.name] = rows, times
@@ -211,8 +211,7 @@ class StoreReader:
         try:
             with self._shards.view(clip.shard) as transaction:
                 for coded in self._packets(transaction, clip, name, packets):
-                    if deadline is not None and time.monotonic() > deadline:
-                        raise DecodeTimeout(clip.video_id, "the deadline passed while decoding")
+                    check_deadline(clip.video_id, deadline)
                     size += coded.size
                     _take(context.decode(coded), asks, converter)
             _take(context.decode(None), asks, converter)
@@ -268,14 +267,16 @@ class StoreReader:
         converter.video = info.video_id
         return converter
 
-    def _sound(self, clip: Clip, output: Audio, policy: str) -> npt.NDArray[np.float32]:
+    def _sound(
+        self, clip: Clip, output: Audio, policy: str, deadline: float | None
+    ) -> npt.NDArray[np.float32]:
         info, track = clip.entry.info, clip.entry.plain.get(AUDIO)
         if track is None:
             raise FrameUnavailable(info.video_id, "sound was asked, the store keeps none of it")
         source = Source("bytes", info.video_id, data=self._bytes(clip, AUDIO))
         origin = info.start + track["shift"]
         return sound_between(
-            source, track["container"], origin, output, policy, self.limits, track["tick"]
+            source, track["container"], origin, output, policy, self.limits, track["tick"], deadline
         )
 
     def _features(

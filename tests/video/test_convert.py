@@ -79,3 +79,9 @@ def test_a_box_outside_is_refused() -> None:
     for box in (Box(0, 0, 97, 10), Box(-1, 0, 5, 5), Box(0, 0, 0, 5), Box(90, 120, 6, 9)):
         with pytest.raises(RefusedVideo, match="not inside"):
             converter.target(box, None)
+
+
+def test_a_shape_that_cannot_be_scaled_is_refused() -> None:
+    frame = frame_of(smooth(2, 2))
+    with pytest.raises(RefusedVideo, match="2x2 pixels cannot be made 1x16384"):
+        converted(frame, 0, None, Size(1, 16_384))

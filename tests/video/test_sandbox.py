@@ -7,12 +7,13 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from tests.video.conftest import Rendered
 from tests.video.counter_video import number_of
 
-from rushes.errors import DecodeTimeout, MissingVideo, VideoError, WorkerDied
+from rushes.errors import ConfigError, DecodeTimeout, MissingVideo, VideoError, WorkerDied
 from rushes.video.catalogue import Catalogue
 from rushes.video.request import Frames, Request, Size
 from rushes.video.sandbox import SandboxedReader
@@ -89,10 +90,14 @@ def test_memory_is_bounded(counter: Rendered) -> None:
     _, path = counter("h264_ip.mp4")
     catalogue = Catalogue.from_items({"v": path})
     with SandboxedReader(catalogue, memory=1 << 30) as reader:
-        huge = Request("v", (Frames((0.0,), size=Size(20_000, 20_000)),))
+        huge = Request("v", (Frames((0.0,) * 12, size=Size(6000, 6000)),))
         with pytest.raises(WorkerDied, match=r"memory|died"):
             reader.read(huge)
         assert len(reader.read(Request("v", (Frames((0.0,)),))).arrays["frames"]) == 1
+        pid = reader.pid
+        with pytest.raises(ConfigError, match="policy='loose'"):
+            reader.read(Request("v", (Frames((0.0,)),), policy=cast(Any, "loose")))
+        assert reader.pid == pid
 
 
 def test_the_deadline_inside_the_worker_comes_first(counter: Rendered) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tests.video.counter_video import Recipe, chirp, picture
 
-from rushes.errors import FrameUnavailable
+from rushes.errors import DecodeTimeout, FrameUnavailable, RefusedVideo
 from rushes.video.catalogue import Catalogue
+from rushes.video.limits import Limits
 from rushes.video.readers import open_reader
 from rushes.video.request import Audio, Frames, Request
-from rushes.video.sound import resample
 
 CASES = [
     ("pcm.mkv", "pcm_s16le", 48000, 1e-3),
@@ -122,16 +122,19 @@ def test_a_silent_film_has_no_sound(tmp_path: Path) -> None:
         reader.read(Request("v", (Frames((0.0,)), Audio(0.0, 1.0))))
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 96000])
-def test_resampling_keeps_the_phase(rate: int) -> None:
-    native, offset = 44100, 100.37
-    t = np.arange(44100) / native
-    tone = np.sin(2 * np.pi * 440 * t).astype(np.float32)
-    got = resample(tone, native, offset, rate, rate // 2)
-    expected = np.sin(2 * np.pi * 440 * (offset / native + np.arange(rate // 2) / rate))
-    assert np.abs(got - expected).max() < 2e-3
+def test_the_deadline_holds_for_sound(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mkv", "pcm_s16le", 48000)
+    for backend in ("pyav", "opencv"):
+        reader = open_reader(Catalogue.from_items({"v": path}), backend)
+        reader.describe("v")
+        with pytest.raises(DecodeTimeout):
+            reader.read(Request("v", (Audio(1.0, 5.0, 16000),), deadline=0.0))
 
 
-def test_resampling_removes_what_would_alias() -> None:
-    tone = np.sin(2 * np.pi * 12000 * np.arange(48000) / 48000).astype(np.float32)
-    assert np.abs(resample(tone, 48000, 1000.0, 16000, 10000)).max() < 0.02
+def test_a_window_of_too_much_sound_is_refused(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mkv", "pcm_s16le", 48000)
+    limits = Limits(max_reply_bytes=100_000)
+    reader = open_reader(Catalogue.from_items({"v": path}), limits=limits)
+    # The reply is small; what must be decoded for it is not.
+    with pytest.raises(RefusedVideo, match=r"bytes of sound at 48000 Hz, the limit is 100000"):
+        reader.read(Request("v", (Audio(0.0, 2.0, 100),)))

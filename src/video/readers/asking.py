@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from rushes.errors import FrameUnavailable, RefusedVideo
+from rushes.errors import ConfigError, FrameUnavailable, RefusedVideo
 from rushes.video.convert import Converter
 from rushes.video.index import VideoIndex
-from rushes.video.limits import Limits
-from rushes.video.request import TIME_SLACK, Frames, FrameStatus, Request, Size, VideoInfo
+from rushes.video.limits import AUDIO_RATES, MAX_SIDE, Limits
+from rushes.video.request import (
+    TIME_SLACK,
+    Audio,
+    Frames,
+    FrameStatus,
+    Policy,
+    Request,
+    Resample,
+    Size,
+    VideoInfo,
+)
+
+_MAX_SECONDS = 1e9
+"""Thirty years: beyond, seconds cannot be told in the ticks of a file."""
 
 
 @dataclass
@@ -92,6 +106,59 @@ def plan_frames(request: Request, output: Frames, index: VideoIndex, target: Siz
         np.zeros(len(frames), np.bool_),
         rows,
     )
+
+
+def check_request(request: Request, limits: Limits) -> None:
+    """Refuse what no backend could answer; every reader calls this first.
+
+    Raises:
+        ConfigError: a word or a number that means nothing, or two outputs of one name.
+        FrameUnavailable: a window of sound without ends.
+        RefusedVideo: `over_limit`, a picture too large.
+    """
+    video, names = request.video_id, [output.name for output in request.outputs]
+    if request.policy not in get_args(Policy):
+        known = " or ".join(get_args(Policy))
+        raise ConfigError(f"{video}: policy={request.policy!r}: expected {known}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{video}: two outputs of one name among {names}")
+    if request.deadline is not None and math.isnan(request.deadline):
+        raise ConfigError(f"{video}: deadline={request.deadline}: expected seconds or None")
+    for output in request.outputs:
+        if isinstance(output, Frames):
+            _check_frames(video, output, limits)
+        elif isinstance(output, Audio):
+            _check_audio(video, output)
+        elif math.isnan(output.start) or math.isnan(output.end):
+            raise FrameUnavailable(video, f"rows of [{output.start}, {output.end}) s were asked")
+
+
+def _check_frames(video: str, output: Frames, limits: Limits) -> None:
+    if output.resample not in get_args(Resample):
+        known = ", ".join(get_args(Resample))
+        raise ConfigError(f"{video}: resample={output.resample!r}: expected one of {known}")
+    if output.size is None:
+        return
+    height, width = output.size
+    if height * width > limits.max_pixels or max(height, width) > MAX_SIDE:
+        raise RefusedVideo(
+            video,
+            f"frames of {height}x{width} pixels were asked, the limit is {limits.max_pixels} "
+            f"pixels and {MAX_SIDE} a side",
+        )
+
+
+def _check_audio(video: str, output: Audio) -> None:
+    window = f"[{output.start}, {output.end}) s of sound"
+    if not (abs(output.start) <= _MAX_SECONDS and abs(output.end) <= _MAX_SECONDS):
+        detail = f"{window} were asked, the limit is {_MAX_SECONDS:g} s"
+        raise FrameUnavailable(video, detail)
+    if output.end < output.start:
+        raise FrameUnavailable(video, f"{window} end before they begin")
+    low, high = AUDIO_RATES
+    if not low <= output.rate <= high:
+        detail = f"sound at {output.rate} Hz was asked, the limits are {low} and {high} Hz"
+        raise RefusedVideo(video, detail)
 
 
 def check_size(video: str, size: int, limits: Limits) -> None:

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from rushes.errors import (
-    DecodeTimeout,
     FrameUnavailable,
     RefusedVideo,
     StorageError,
@@ -27,8 +26,8 @@ from rushes.errors import (
 )
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.convert import Converter
-from rushes.video.limits import Limits
-from rushes.video.readers.asking import check_size, frames_at
+from rushes.video.limits import Limits, check_deadline
+from rushes.video.readers.asking import check_request, check_size, frames_at
 from rushes.video.request import (
     Cost,
     Frames,
@@ -134,6 +133,8 @@ class ImagesReader:
     def read(self, request: Request) -> Reply:
         """The named arrays; raises `VideoError` when the folder cannot give them."""
         began = time.monotonic()
+        deadline = None if request.deadline is None else began + request.deadline
+        check_request(request, self.limits)
         folder = self._folder(request.video_id)
         info = folder.info
         converter = Converter(request.video_id, Size(info.height, info.width), 0)
@@ -149,8 +150,7 @@ class ImagesReader:
             check_size(request.video_id, total, self.limits)
             pixels = np.zeros((len(frames), target.height, target.width, 3), np.uint8)
             for number in sorted(set(frames.tolist())):
-                if request.deadline is not None and time.monotonic() - began > request.deadline:
-                    raise DecodeTimeout(request.video_id, f"{request.deadline} s passed")
+                check_deadline(request.video_id, deadline)
                 rows = np.flatnonzero(frames == number)
                 read += self._picture(folder, number, output, target, converter, pixels[rows[0]])
                 pixels[rows[1:]] = pixels[rows[0]]

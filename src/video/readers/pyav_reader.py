@@ -20,7 +20,7 @@ from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
 from rushes.video.probe import build_index, fence, stat_key
 from rushes.video.probe_cache import ProbeCache
-from rushes.video.readers.asking import FrameAsk, check_size, plan_frames
+from rushes.video.readers.asking import FrameAsk, check_request, check_size, plan_frames
 from rushes.video.request import (
     Audio,
     Cost,
@@ -122,6 +122,7 @@ class PyAVReader:
         """The named arrays; raises `VideoError` when the video cannot give them."""
         began = time.monotonic()
         deadline = None if request.deadline is None else began + request.deadline
+        check_request(request, self.limits)
         source = self._locate(request.video_id)
         video = self._opened(source)
         asks = self._plan(request, video)
@@ -133,7 +134,14 @@ class PyAVReader:
                 video = self._fenced(source, video)
             asks = self._plan(request, video)
             self._decode_what_can_be(video, asks, deadline, spent)
-        return self._reply(request, video, asks, spent, began)
+        sounds = {
+            output.name: read_sound(
+                source, video.index, output, request.policy, self.limits, deadline
+            )
+            for output in request.outputs
+            if isinstance(output, Audio)
+        }
+        return _reply(request, asks, sounds, spent, began)
 
     def _plan(self, request: Request, video: _Open) -> list[FrameAsk]:
         asks = []
@@ -195,30 +203,6 @@ class PyAVReader:
             self._videos.popitem(last=False)[1].decoder.close()
         return video
 
-    def _reply(
-        self, request: Request, video: _Open, asks: Sequence[FrameAsk], spent: Spent, began: float
-    ) -> Reply:
-        arrays: dict[str, npt.NDArray[np.generic]] = {ask.output.name: ask.pixels for ask in asks}
-        for output in request.outputs:
-            if isinstance(output, Audio):
-                arrays[output.name] = read_sound(
-                    video.source, video.index, output, request.policy, self.limits
-                )
-        cost = Cost(
-            frames_decoded=spent.packets,
-            frames_returned=sum(len(ask.frames) for ask in asks),
-            bytes_read=spent.bytes_read,
-            seconds=time.monotonic() - began,
-        )
-        return Reply(
-            request.video_id,
-            arrays,
-            requested={ask.output.name: np.array(ask.output.times, np.float64) for ask in asks},
-            times={ask.output.name: ask.times for ask in asks},
-            status={ask.output.name: ask.status for ask in asks},
-            cost=cost,
-        )
-
     def release(self) -> None:
         """Give back all open files, decoders and indexes in memory; the next read opens anew."""
         for video in self._videos.values():
@@ -232,6 +216,28 @@ class PyAVReader:
         if self.cache is not None:
             self.cache.close()
         self._closed = True
+
+
+def _reply(
+    request: Request,
+    asks: Sequence[FrameAsk],
+    sounds: dict[str, npt.NDArray[np.float32]],
+    spent: Spent,
+    began: float,
+) -> Reply:
+    return Reply(
+        request.video_id,
+        {**{ask.output.name: ask.pixels for ask in asks}, **sounds},
+        requested={ask.output.name: np.array(ask.output.times, np.float64) for ask in asks},
+        times={ask.output.name: ask.times for ask in asks},
+        status={ask.output.name: ask.status for ask in asks},
+        cost=Cost(
+            frames_decoded=spent.packets,
+            frames_returned=sum(len(ask.frames) for ask in asks),
+            bytes_read=spent.bytes_read,
+            seconds=time.monotonic() - began,
+        ),
+    )
 
 
 def _key(source: Source) -> bytes:

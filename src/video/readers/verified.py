@@ -18,12 +18,12 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from rushes.errors import DecodeTimeout, RefusedVideo, UnreadableVideo
+from rushes.errors import RefusedVideo, UnreadableVideo
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.convert import Converter
 from rushes.video.index import VideoIndex
-from rushes.video.limits import Limits
-from rushes.video.readers.asking import FrameAsk, check_size, plan_frames
+from rushes.video.limits import Limits, check_deadline
+from rushes.video.readers.asking import FrameAsk, check_request, check_size, plan_frames
 from rushes.video.readers.pyav_reader import PyAVReader
 from rushes.video.request import Audio, Cost, Frames, Reply, Request, Size, VideoInfo
 from rushes.video.sound import read_sound
@@ -85,6 +85,8 @@ class VerifiedReader(ABC):
     def read(self, request: Request) -> Reply:
         """The named arrays; raises `VideoError` when this backend cannot give them rightly."""
         began = time.monotonic()
+        deadline = None if request.deadline is None else began + request.deadline
+        check_request(request, self.limits)
         index = self._indexes.index(request.video_id)
         source = self.catalogue.locate(request.video_id)
         info = index.info
@@ -100,10 +102,14 @@ class VerifiedReader(ABC):
                 asks.append(plan_frames(request, output, index, target))
                 arrays[output.name] = asks[-1].pixels
             elif isinstance(output, Audio):
-                arrays[output.name] = read_sound(source, index, output, request.policy, self.limits)
+                total += max(0, round((output.end - output.start) * output.rate)) * 4
+                check_size(request.video_id, total, self.limits)
+                arrays[output.name] = read_sound(
+                    source, index, output, request.policy, self.limits, deadline
+                )
             else:
                 raise RefusedVideo(request.video_id, "feature tracks are in stores only")
-        self._fill(request, source, index, converter, asks, began)
+        self._fill(source, index, converter, asks, deadline)
         return Reply(
             request.video_id,
             arrays,
@@ -118,20 +124,18 @@ class VerifiedReader(ABC):
 
     def _fill(
         self,
-        request: Request,
         source: Source,
         index: VideoIndex,
         converter: Converter,
         asks: Sequence[FrameAsk],
-        began: float,
+        deadline: float | None,
     ) -> None:
         wanted = sorted({int(frame) for ask in asks for frame in ask.frames})
         if not wanted:
             return
         video = self._opened(source, index)
         for number, picture in self._pictures(video, index, wanted):
-            if request.deadline is not None and time.monotonic() - began > request.deadline:
-                raise DecodeTimeout(request.video_id, f"{request.deadline} s passed")
+            check_deadline(source.video_id, deadline)
             self._check_shape(source, index, picture)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             for ask in asks:
