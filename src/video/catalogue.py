@@ -9,12 +9,20 @@ from __future__ import annotations
 import csv
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rushes.errors import AnnotationError, MissingVideo, RefusedVideo, StorageError
+from rushes.errors import (
+    AnnotationError,
+    MissingVideo,
+    RefusedVideo,
+    StorageError,
+    UnreadableVideo,
+    VideoError,
+)
 
 VisFormat = Literal["auto", "video", "frame", "store"]
 SourceKind = Literal["file", "images", "store", "bytes"]
@@ -73,7 +81,7 @@ class Catalogue:
                 entries[video_id] = Source("bytes", video_id, data=bytes(item))
                 continue
             path = Path(item).absolute()
-            kind: SourceKind = "images" if path.is_dir() else "file"
+            kind: SourceKind = "images" if _is_folder(path) else "file"
             entries[video_id] = Source(kind, video_id, path, _low_of(path))
         return cls(None, entries)
 
@@ -94,9 +102,44 @@ class Catalogue:
     def __contains__(self, video_id: object) -> bool:
         try:
             self.locate(str(video_id))
-        except (MissingVideo, RefusedVideo):
+        except VideoError:
             return False
         return True
+
+    def inventory(self) -> list[Source | VideoError]:
+        """Everything that is there, good or bad: what `locate` says of every id; of a folder of
+        files, every entry with a video's ending, be it a file, a link, a pipe or a folder.
+        """
+        if self.kind == "file" and self._entries is None:
+            assert self.root is not None
+            found = [
+                Path(folder, name)
+                for folder, folders, names in os.walk(self.root)
+                for name in (*folders, *names)
+                if Path(name).suffix.lower() in VIDEO_SUFFIXES
+            ]
+            return [self._judged(path, self.root) for path in sorted(found)]
+        told: list[Source | VideoError] = []
+        for video_id in self.ids():
+            try:
+                told.append(self.locate(video_id))
+            except VideoError as error:
+                told.append(error)
+        return told
+
+    def _judged(self, path: Path, root: Path) -> Source | VideoError:
+        video = str(path)
+        try:
+            self._inside(video, path, root)
+            mode = os.stat(path).st_mode
+        except RefusedVideo as error:
+            return error
+        except OSError as error:
+            return UnreadableVideo(video, f"leads nowhere: {error.strerror}", "not_video")
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+            return UnreadableVideo(video, f"is {kind}", "not_video")
+        return Source("file", video, path)
 
     def locate(self, video_id: str) -> Source:
         """The source of a video.
@@ -109,7 +152,10 @@ class Catalogue:
             source = self._entries.get(video_id)
             if source is None:
                 raise MissingVideo(video_id, f"not among {len(self._entries)} listed videos")
-            if source.kind == "file" and not source.path.is_file():
+            if source.kind == "file" and not _is_file(source.path):
+                if _mode(source.path):
+                    detail = f"{source.path} is no regular file"
+                    raise UnreadableVideo(video_id, detail, "not_video")
                 raise MissingVideo(video_id, f"listed as {source.path}, which does not exist")
             return source
         assert self.root is not None
@@ -117,10 +163,10 @@ class Catalogue:
             return Source("store", video_id, self.root)
         _refuse_hostile_id(video_id)
         for candidate in self._candidates(video_id):
-            if self.kind == "images" and candidate.is_dir():
+            if self.kind == "images" and _is_folder(candidate):
                 self._inside(video_id, candidate, self.root)
                 return Source("images", video_id, candidate, self._low_folder(video_id, candidate))
-            if self.kind == "file" and candidate.is_file():
+            if self.kind == "file" and _is_file(candidate):
                 self._inside(video_id, candidate, self.root)
                 return Source("file", video_id, candidate)
         raise MissingVideo(video_id, f"no such video in {self.root}")
@@ -133,10 +179,10 @@ class Catalogue:
         head, _, tail = video_id.rpartition("/")
         nested = self.root / head / tail.split(".", 1)[0] / tail
         # Some annotation files name clips with a folder that the published reader drops.
-        bare = (self.root / tail,) if head else ()
+        bare = (self.root / tail,) if head and tail else ()
         for base in (plain, nested, *bare):
             yield base
-            if self.kind == "file":
+            if self.kind == "file" and base.name:
                 yield from (base.with_name(base.name + suffix) for suffix in _ORDERED_SUFFIXES)
                 yield from _unusual_endings(base)
 
@@ -145,15 +191,15 @@ class Catalogue:
             return _low_of(folder)
         assert self.root is not None
         low = self.low_root / folder.relative_to(self.root)
-        if not low.is_dir():
+        if not _is_folder(low):
             return None
         self._inside(video_id, low, self.low_root)
         return low
 
     @staticmethod
     def _inside(video_id: str, path: Path, root: Path) -> None:
-        real = path.resolve()
-        if not real.is_relative_to(root.resolve()):
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(os.path.realpath(root)):
             raise RefusedVideo(video_id, f"leads to {real}, outside {root}", "hostile")
 
     def _walk(self) -> Iterator[str]:
@@ -187,6 +233,24 @@ class Catalogue:
 _ORDERED_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v")
 
 
+def _mode(path: Path) -> int:
+    """The kind and rights of what lies there; 0 where nothing does or can, as under a name that is
+    too long or that no file system writes.
+    """
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(_mode(path))
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(_mode(path))
+
+
 def _is_video(name: str) -> bool:
     return Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
 
@@ -194,7 +258,7 @@ def _is_video(name: str) -> bool:
 def _unusual_endings(base: Path) -> Iterator[Path]:
     try:
         names = sorted(os.listdir(base.parent))
-    except OSError:
+    except (OSError, ValueError):
         return
     for name in names:
         if name.startswith(base.name + ".") and Path(name).stem == base.name and _is_video(name):
@@ -203,7 +267,7 @@ def _unusual_endings(base: Path) -> Iterator[Path]:
 
 def _low_of(folder: Path) -> Path | None:
     low = folder.with_name(folder.name + "_lr")
-    return low if low.is_dir() else None
+    return low if _is_folder(low) else None
 
 
 def _refuse_hostile_id(video_id: str) -> None:
@@ -261,37 +325,48 @@ def _guess_format(root: Path) -> VisFormat:
 def _read_manifest(manifest: Path) -> dict[str, Source]:
     entries: dict[str, Source] = {}
     root = manifest.parent
+    real_root = os.path.realpath(root)
     for line, row in _manifest_rows(manifest):
         video_id, path = row.get("id"), row.get("path")
         if not video_id or not path:
-            raise AnnotationError(f"needs id and path, has {sorted(row)}", str(manifest), line)
+            detail = f"needs id and path, has {sorted(map(str, row))}"
+            raise AnnotationError(detail, str(manifest), line)
         _refuse_hostile_id(video_id)  # files are named by it
+        if "\0" in path:
+            raise AnnotationError(f"{path!r} holds a zero byte", str(manifest), line)
         if "://" in path:
             raise RefusedVideo(video_id, f"{path!r} is an address, not a path", "hostile")
         # An absolute path in a manifest is its owner's choice; a relative one stays beside it.
         target = root / path
-        if not os.path.isabs(path) and not target.resolve().is_relative_to(root.resolve()):
+        inside = os.path.isabs(path) or Path(os.path.realpath(target)).is_relative_to(real_root)
+        if not inside:
             raise RefusedVideo(video_id, f"{path!r} leads out of {root}", "hostile")
         if video_id in entries:
             raise AnnotationError(f"id {video_id!r} a second time", str(manifest), line)
-        kind: SourceKind = "images" if target.is_dir() else "file"
+        kind: SourceKind = "images" if _is_folder(target) else "file"
         low = _low_of(target) if kind == "images" else None
         entries[video_id] = Source(kind, video_id, target, low)
     return entries
 
 
 def _manifest_rows(manifest: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with manifest.open(encoding="utf-8", newline="") as file:
-        if manifest.suffix.lower() == ".csv":
-            yield from ((row + 2, fields) for row, fields in enumerate(csv.DictReader(file)))
-            return
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                fields = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise AnnotationError(f"no JSON: {error}", str(manifest), line) from error
-            if not isinstance(fields, dict):
-                raise AnnotationError("no JSON object", str(manifest), line)
-            yield line, {k: str(v) for k, v in fields.items() if k in ("id", "path")}
+    line = 0
+    try:
+        with manifest.open(encoding="utf-8", newline="") as file:
+            if manifest.suffix.lower() == ".csv":
+                for row, fields in enumerate(csv.DictReader(file)):
+                    line = row + 2
+                    yield line, fields
+                return
+            for line, text in enumerate(file, 1):
+                if text.strip():
+                    yield line, _manifest_object(json.loads(text))
+    except (ValueError, csv.Error) as error:
+        kind = "CSV" if manifest.suffix.lower() == ".csv" else "JSON"
+        raise AnnotationError(f"no {kind} object: {error}", str(manifest), line) from error
+
+
+def _manifest_object(row: object) -> dict[str, str]:
+    if not isinstance(row, dict):
+        raise ValueError(f"it is a {type(row).__name__}")
+    return {k: str(v) for k, v in row.items() if k in ("id", "path") and v is not None}

@@ -7,25 +7,30 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
 
-from rushes.errors import RefusedVideo, RushesError, VideoError
-from rushes.video.catalogue import VIDEO_SUFFIXES, Catalogue, Source, open_catalogue
+from rushes.errors import MissingVideo, RushesError, VideoError
+from rushes.video.catalogue import Catalogue, Source, open_catalogue
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
 from rushes.video.probe import build_index
+from rushes.video.readers import open_reader
+from rushes.video.request import Frames, Request, Size
+from rushes.video.store_jobs import run_jobs
 
 Status = Literal["ok", "damaged", "refused"]
 
-_DEFAULT_TIMEOUT = 600.0
+_TIMEOUT = 3600.0
+_MEMORY = 16 * 2**30
+"""Bytes of address space of a process that examines files."""
+_DEEP_FRAMES = 64
+"""Frames of a store or an image folder that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,21 @@ class Row:
 
 def examine(source: Source, deep: bool = False, limits: Limits | None = None) -> Row:
     """The report row of one file; never raises for what the file holds."""
-    name = str(source.path) if source.kind != "bytes" else source.video_id
+    name = str(source.path) if source.kind == "file" else source.video_id
+    limits = limits or Limits()
     try:
-        if source.kind == "images":
-            return _examine_images(source, limits or Limits())
-        index = build_index(source, limits or Limits(), deep=deep)
-    except VideoError as error:
-        return Row(name, "refused", error.reason, detail=error.detail)
+        if source.kind in ("images", "store"):
+            return _examine_by_reading(source, deep, limits)
+        index = build_index(source, limits, deep=deep)
+    except RushesError as error:
+        return _refused(name, error)
     return _row(name, index, decoded=deep or index.damage is not None)
+
+
+def _refused(name: str, error: RushesError) -> Row:
+    if isinstance(error, VideoError):
+        return Row(name, "refused", error.reason, detail=error.detail)
+    return Row(name, "refused", "undecodable", detail=str(error))
 
 
 def _row(name: str, index: VideoIndex, decoded: bool) -> Row:
@@ -94,20 +106,35 @@ def _concealed(index: VideoIndex) -> str:
     return f"{count} frames may hold filled-in parts" if count else ""
 
 
-def _examine_images(source: Source, limits: Limits) -> Row:
-    from rushes.video.readers.images_reader import ImagesReader
-
-    catalogue = Catalogue.from_items({source.video_id: source.path})
-    info = ImagesReader(catalogue, limits=limits).describe(source.video_id)
+def _examine_by_reading(source: Source, deep: bool, limits: Limits) -> Row:
+    """A folder of images or a clip of a store: no packets to count, so it is read."""
+    if source.kind == "images":
+        catalogue = Catalogue.from_items({source.video_id: source.path})
+    else:
+        catalogue = open_catalogue(source.path, "store")
+    reader = open_reader(catalogue, limits=limits)
+    try:
+        info = reader.describe(source.video_id)
+        if deep:
+            for start in range(0, info.num_frames, _DEEP_FRAMES):
+                times = tuple(info.frame_times[start : start + _DEEP_FRAMES].tolist())
+                small = Frames(times, Size(max(1, info.height // 8), max(1, info.width // 8)))
+                reader.read(Request(source.video_id, (small,)))
+    finally:
+        reader.close()
     return Row(
-        str(source.path),
-        "ok",
+        str(source.path if source.kind == "images" else source.path / source.video_id),
+        "damaged" if info.damaged else "ok",
+        "undecodable" if info.damaged else "",
         frames=info.num_frames,
-        duration=info.duration,
+        frames_decoded=info.num_frames if deep else None,
+        duration=round(info.duration, 6),
         width=info.width,
         height=info.height,
-        rotation=0,
-        codec="mjpeg",
+        rotation=info.rotation,
+        codec=info.codec,
+        audio=tuple(track.codec for track in info.audio),
+        subtitles=tuple(track.codec for track in info.subtitles),
     )
 
 
@@ -117,8 +144,9 @@ def doctor(
     workers: int | None = None,
     progress: bool = True,
     limits: Limits | None = None,
+    timeout: float = _TIMEOUT,
 ) -> list[Row]:
-    """Examine every file, in parallel, each in a process that may die without harm.
+    """Examine every file, in parallel, in processes that may hang or die without harm.
 
     Args:
         videos: a catalogue, or paths.
@@ -126,64 +154,45 @@ def doctor(
         workers: processes; by default one a core.
         progress: show a bar on stderr.
         limits: what is refused.
+        timeout: seconds that one file may take.
 
     Returns:
         One row a file, in the order of `videos`.
     """
-    sources, bad = _sources(videos)
-    rows: dict[int, Row] = dict(bad)
-    with _Bar(len(sources) + len(bad), progress) as bar:
-        bar.update(len(bad))
-        for place, row in _examined(sources, deep, workers, limits or Limits()):
-            rows[place] = row
+    entries = _entries(videos)
+    rows: dict[int, Row] = {
+        place: _refused(entry.video, entry)
+        for place, entry in enumerate(entries)
+        if isinstance(entry, VideoError)
+    }
+    left = [(place, entry) for place, entry in enumerate(entries) if isinstance(entry, Source)]
+    with _Bar(len(entries), progress) as bar:
+        bar.update(len(rows))
+        names = [_name(source) for _, source in left]
+        results = run_jobs(
+            partial(examine, deep=deep, limits=limits or Limits()),
+            [source for _, source in left],
+            names,
+            jobs=max(1, min(workers or os.cpu_count() or 1, len(left))),
+            timeout=timeout,
+            # A store is mapped into memory, however large it is, and is no foreign file.
+            memory=0 if any(source.kind == "store" for _, source in left) else _MEMORY,
+        )
+        for number, outcome in results:
+            row = outcome if isinstance(outcome, Row) else _refused(names[number], outcome)
+            rows[left[number][0]] = row
             bar.update(1)
     return [rows[place] for place in sorted(rows)]
 
 
-def _sources(
-    videos: Catalogue | Iterable[str | Path],
-) -> tuple[list[tuple[int, Source]], list[tuple[int, Row]]]:
-    found: list[tuple[int, Source]] = []
-    bad: list[tuple[int, Row]] = []
-    if not isinstance(videos, Catalogue):
-        return [(i, Source("file", str(p), Path(p))) for i, p in enumerate(videos)], bad
-    for place, video_id in enumerate(videos.ids()):
-        try:
-            found.append((place, videos.locate(video_id)))
-        except VideoError as error:
-            bad.append((place, Row(video_id, "refused", error.reason, detail=error.detail)))
-    return found, bad
+def _entries(videos: Catalogue | Iterable[str | Path]) -> Sequence[Source | VideoError]:
+    if isinstance(videos, Catalogue):
+        return videos.inventory()
+    return [Source("file", str(path), Path(path)) for path in videos]
 
 
-def _examined(
-    sources: Sequence[tuple[int, Source]], deep: bool, workers: int | None, limits: Limits
-) -> Iterator[tuple[int, Row]]:
-    """Rows as they are ready. A file on which its process dies is tried once more, alone."""
-    count = max(1, min(workers or os.cpu_count() or 1, len(sources)))
-    if count == 1 and not deep:
-        yield from ((place, examine(source, deep, limits)) for place, source in sources)
-        return
-    left = dict(sources)
-    try:
-        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            jobs = [(place, pool.submit(examine, s, deep, limits)) for place, s in sources]
-            for place, job in jobs:
-                row = job.result()
-                del left[place]
-                yield place, row
-    except BrokenProcessPool:
-        for place, source in left.items():
-            yield place, _alone(source, deep, limits)
-
-
-def _alone(source: Source, deep: bool, limits: Limits) -> Row:
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(examine, source, deep, limits).result(timeout=_DEFAULT_TIMEOUT)
-    except BrokenProcessPool:
-        return Row(str(source.path), "refused", "worker_died", detail="the decoder crashed")
-    except TimeoutError:
-        return Row(str(source.path), "refused", "timeout", detail=f"{_DEFAULT_TIMEOUT:.0f} s")
+def _name(source: Source) -> str:
+    return str(source.path) if source.kind in ("file", "images") else source.video_id
 
 
 class _Bar:
@@ -228,24 +237,20 @@ def _cells(row: Row) -> tuple[str, ...]:
         seconds,
         size,
         str(row.rotation or 0),
-        row.codec or "-",
-        ",".join(row.audio) or "-",
-        row.path,
+        printable(row.codec or "-"),
+        printable(",".join(row.audio) or "-"),
+        printable(row.path),
     )
 
 
-def corpus(target: Path) -> Catalogue | list[Path]:
-    """The videos of a manifest or a folder, or one file.
+def printable(text: str) -> str:
+    """Text that stays on its line of a terminal: what controls it or is no character is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
-    A folder is taken as it is: every file with a video's ending, whatever it proves to hold.
-    """
-    if target.is_dir():
-        catalogue = open_catalogue(target)
-        if catalogue.kind == "file":
-            paths = (p for p in target.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-            return sorted(p for p in paths if p.is_file())
-        return catalogue
-    if target.suffix.lower() in (".jsonl", ".csv"):
+
+def corpus(target: Path) -> Catalogue | list[Path]:
+    """The videos of a manifest or a folder, or one file."""
+    if target.is_dir() or target.suffix.lower() in (".jsonl", ".csv"):
         return open_catalogue(target)
     return [target]
 
@@ -265,17 +270,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(argv)
     try:
-        if not options.target.exists():
-            raise RefusedVideo(str(options.target), "no such file or folder", "missing")
+        if not os.path.lexists(options.target):
+            raise MissingVideo(str(options.target), "no such file or folder")
         limits = replace(Limits(), max_pixels=options.max_pixels)
         rows = doctor(
             corpus(options.target), options.deep, options.workers, not options.quiet, limits
         )
     except RushesError as error:
-        sys.stderr.write(f"rushes doctor: {error}\n")
+        sys.stderr.write(f"rushes doctor: {printable(str(error))}\n")
         return 2
     if not rows:
-        sys.stderr.write(f"rushes doctor: no videos in {options.target}\n")
+        sys.stderr.write(f"rushes doctor: no videos in {printable(str(options.target))}\n")
         return 2
     text = json.dumps({"rows": [asdict(row) for row in rows]}, indent=1)
     if str(options.json) == "-":

@@ -149,10 +149,12 @@ def pack_index(index: VideoIndex) -> bytes:
     info["frame_times"] = index.info.frame_times.astype(np.float64).tobytes()
     info["keyframes"] = index.info.keyframes.astype(np.int64).tobytes()
     values["info"] = info
-    packed: bytes = msgpack.packb(values)
+    packed: bytes = msgpack.packb(values, unicode_errors=_ANY_NAME)
     return packed
 
 
+_ANY_NAME = "surrogatepass"
+"""Ids come from file names, which need not be text."""
 _NONE = np.zeros(0)
 _NO_KEYS = np.zeros(0, np.int64)
 
@@ -160,7 +162,7 @@ _NO_KEYS = np.zeros(0, np.int64)
 def unpack_index(data: bytes) -> VideoIndex | None:
     """The index, or None when it was written by another version or is torn."""
     try:
-        values = msgpack.unpackb(data)
+        values = msgpack.unpackb(data, unicode_errors=_ANY_NAME)
         if values.get("version") != INDEX_VERSION:
             return None
         info = dict(values.pop("info"))

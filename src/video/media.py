@@ -33,10 +33,10 @@ class Bytes:
                 # Without O_NONBLOCK a named pipe would hold the process until someone writes.
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
                 self._file = os.open(source.path, flags)
-            except OSError as error:
-                raise UnreadableVideo(
-                    source.video_id, f"cannot be opened: {error.strerror}", "missing"
-                ) from error
+            except (OSError, ValueError) as error:
+                told = error.strerror if isinstance(error, OSError) else error
+                detail = f"cannot be opened: {told}"
+                raise UnreadableVideo(source.video_id, detail, "missing") from error
             status = os.fstat(self._file)
             if not stat.S_ISREG(status.st_mode):
                 self.close()

@@ -362,7 +362,8 @@ def stat_key(source: Source) -> bytes:
     if source.data is not None:
         return b""
     status = os.stat(source.path)
-    return f"{os.path.abspath(source.path)}\0{status.st_size}\0{status.st_mtime_ns}".encode()
+    place = os.fsencode(os.path.abspath(source.path))  # names need not be text
+    return place + f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
 
 
 def summarise(index: VideoIndex) -> Sequence[str]:

@@ -37,6 +37,9 @@ FEATURES = "features:"
 REORDER = 1
 """Pictures that a decoder holds back: one, the last of a group, is coded before those between."""
 
+_ANY_NAME = "surrogatepass"
+"""Ids come from file names, which need not be text."""
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -142,7 +145,7 @@ class Entry:
 
 def digest(video_id: str) -> bytes:
     """What stands for an id in keys, which LMDB bounds; 16 bytes."""
-    return hashlib.blake2b(video_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(video_id.encode("utf-8", _ANY_NAME), digest_size=16).digest()
 
 
 def shard_of(key: bytes, shards: int) -> int:
@@ -234,7 +237,7 @@ def pack_entry(entry: Entry) -> bytes:
         "concealed": list(entry.concealed),
         "source": entry.source,
     }
-    packed: bytes = msgpack.packb(values)
+    packed: bytes = msgpack.packb(values, unicode_errors=_ANY_NAME)
     return packed
 
 
@@ -263,7 +266,7 @@ def unpack_entry(data: bytes | memoryview, where: str) -> Entry:
         StorageError: torn, or of another schema.
     """
     try:
-        values = msgpack.unpackb(data)
+        values = msgpack.unpackb(data, unicode_errors=_ANY_NAME)
         if values["schema"] != SCHEMA:
             raise StorageError(
                 f"{where}: an entry of schema {values['schema']}, this version reads {SCHEMA}"

@@ -101,10 +101,10 @@ def _outcomes(
                 worker.process.join(5)
                 status = worker.process.exitcode
                 how = f"signal {-status}" if status is not None and status < 0 else f"{status}"
-                detail = f"the process that prepared it died ({how})"
+                detail = f"the process that worked on it died ({how})"
                 found.append((worker, WorkerDied(names[worker.place], detail)))
         elif time.monotonic() - worker.began > timeout:
-            detail = f"preparing it took more than {timeout:.0f} s"
+            detail = f"it took more than {timeout:.0f} s"
             found.append((worker, DecodeTimeout(names[worker.place], detail)))
     return found
 

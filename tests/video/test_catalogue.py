@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from rushes.errors import AnnotationError, MissingVideo, RefusedVideo, StorageError
+from rushes.errors import (
+    AnnotationError,
+    MissingVideo,
+    RefusedVideo,
+    StorageError,
+    UnreadableVideo,
+)
 from rushes.video.catalogue import Catalogue, open_catalogue
 
 
@@ -93,6 +100,9 @@ def test_a_manifest_names_paths(tmp_path: Path, ending: str) -> None:
     [
         ('{"id": "a"}', AnnotationError),
         ("no json", AnnotationError),
+        ("[1, 2]", AnnotationError),
+        ('{"id": "a", "path": null}', AnnotationError),
+        ('{"id": "a", "path": "x\\u0000.mp4"}', AnnotationError),
         ('{"id": "a", "path": "../x.mp4"}', RefusedVideo),
         ('{"id": "a", "path": "http://x/y.mp4"}', RefusedVideo),
     ],
@@ -143,3 +153,60 @@ def test_what_a_killed_run_left_is_no_video(tmp_path: Path) -> None:
     touch(tmp_path / "video_frames" / "a" / "a_000.jpg")
     touch(tmp_path / "video_frames" / ".b.123.part" / "b_000.jpg")
     assert list(open_catalogue(tmp_path / "video_frames", "frame").ids()) == ["a"]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "video_id",
+    ["x" * 5000, "a/" * 3000, "a/" + "x" * 5000 + "/b", "\ud800", "\ud800/b", "a/\ud800.x"],
+)
+@pytest.mark.parametrize("kind", ["video", "frame"])
+def test_names_that_no_file_can_have_are_missing(tmp_path: Path, video_id: str, kind: str) -> None:
+    touch(tmp_path / "a" / "a.mp4")
+    catalogue = open_catalogue(tmp_path, kind)  # type: ignore[arg-type]
+    with pytest.raises(MissingVideo):
+        catalogue.locate(video_id)
+    assert video_id not in catalogue
+    with pytest.raises(MissingVideo, match="does not exist"):
+        Catalogue.from_items({"v": video_id}).locate("v")
+
+
+def test_the_folder_itself_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    for root in (".", str(tmp_path)):
+        for video_id in (".", "./", "./."):
+            with pytest.raises((MissingVideo, RefusedVideo)):
+                open_catalogue(root).locate(video_id)
+
+
+@pytest.mark.attack
+def test_a_listed_pipe_is_no_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    catalogue = Catalogue.from_items({"p": tmp_path / "pipe.mp4"})
+    with pytest.raises(UnreadableVideo, match="no regular file") as caught:
+        catalogue.locate("p")
+    assert caught.value.reason == "not_video"
+    assert "p" not in catalogue
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("list.csv", b"id,path\na,b.mp4\nb,\xff.mp4\n"),
+        ("list.csv", b"id,path\na,b.mp4,c.mp4,d\nb,,x\n"),
+        ("list.csv", b"id,path\na," + b"x" * 200_000 + b"\n"),
+        ("list.jsonl", b'{"id": "a", "path": "\xff"}\n'),
+    ],
+)
+def test_a_manifest_that_is_no_text_is_told(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(AnnotationError, match=name):
+        open_catalogue(tmp_path / name)
+
+
+def test_a_manifest_may_name_a_loop_of_links(tmp_path: Path) -> None:
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    (tmp_path / "list.jsonl").write_text('{"id": "a", "path": "loop.mp4"}\n')
+    with pytest.raises(MissingVideo):
+        open_catalogue(tmp_path / "list.jsonl").locate("a")

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.video.conftest import Rendered
+from tests.video.counter_video import picture
 
-from rushes.video.doctor import doctor, main
+from rushes.video.catalogue import Catalogue, open_catalogue
+from rushes.video.doctor import doctor, main, printable
+from rushes.video.store_build import build_store
+from rushes.video.store_format import StoreSettings
 
 
 @pytest.fixture
@@ -61,3 +68,79 @@ def test_paths_keep_their_order(corpus: Path) -> None:
     paths = [corpus / "text.mp4", corpus / "good.mp4", corpus / "empty.mp4"]
     rows = doctor(paths, workers=2, progress=False)
     assert [row.reason for row in rows] == ["not_video", "", "empty"]
+
+
+@pytest.mark.attack
+def test_what_is_no_file_gets_its_row_too(corpus: Path, tmp_path: Path) -> None:
+    for name in ("turned.mp4", "cut.webm", "empty.mp4", "text.mp4", "list.mp4"):
+        (corpus / name).unlink()
+    os.mkfifo(corpus / "pipe.mp4")
+    (corpus / "folder.mp4").mkdir()
+    shutil.copy(corpus / "good.mp4", corpus / "folder.mp4" / "inside.mp4")
+    shutil.copy(corpus / "good.mp4", tmp_path / "outside.mp4")
+    (corpus / "dangling.mp4").symlink_to(corpus / "nothing")
+    (corpus / "loop.mp4").symlink_to(corpus / "loop.mp4")
+    (corpus / "away.mp4").symlink_to(tmp_path / "outside.mp4")
+    (corpus / "away_nowhere.mp4").symlink_to(tmp_path / "nothing")
+    (corpus / "link.mp4").symlink_to(corpus / "good.mp4")
+    rows = doctor(open_catalogue(corpus), progress=False, workers=2)
+    assert {Path(row.path).name: (row.status, row.reason) for row in rows} == {
+        "good.mp4": ("ok", ""),
+        "link.mp4": ("ok", ""),
+        "inside.mp4": ("ok", ""),
+        "pipe.mp4": ("refused", "not_video"),
+        "folder.mp4": ("refused", "not_video"),
+        "dangling.mp4": ("refused", "not_video"),
+        "loop.mp4": ("refused", "not_video"),
+        "away.mp4": ("refused", "hostile"),
+        "away_nowhere.mp4": ("refused", "hostile"),
+    }
+    assert [row.path for row in rows] == sorted(row.path for row in rows)
+
+
+@pytest.mark.attack
+def test_names_cannot_break_the_table(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = corpus / "good.mp4"
+    for name in (b"new\nline.mp4", b"esc\x1b[2Jape.mp4", b"no text \xff.mp4", "ünï.mp4".encode()):
+        shutil.copy(good, corpus / os.fsdecode(name))
+    out = tmp_path / "rows.json"
+    main([str(corpus), "--quiet", "--json", str(out)])
+    shown = capsys.readouterr().out.splitlines()
+    told = json.loads(out.read_text())["rows"]
+    assert len(shown) == len(told) + 2 == 12
+    for text in ("new\\nline.mp4", "esc\\x1b[2Jape.mp4", "no text \\udcff.mp4", "ünï.mp4"):
+        assert sum(line.endswith(f"/{text}") and line.startswith("ok") for line in shown) == 1
+    assert {os.fsencode(row["path"]) for row in told} >= {
+        os.fsencode(corpus) + b"/no text \xff.mp4"
+    }
+    assert printable("a\tb\u202ec") == "a\\tb\\u202ec"
+
+
+def test_one_file_cannot_take_for_ever(corpus: Path) -> None:
+    (row,) = doctor([corpus / "good.mp4"], progress=False, timeout=0.0)
+    assert (row.status, row.reason) == ("refused", "timeout")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_stores_and_image_folders_are_examined(corpus: Path, tmp_path: Path, deep: bool) -> None:
+    catalogue = Catalogue.from_items({"v": corpus / "good.mp4"})
+    build_store(catalogue, tmp_path / "store", StoreSettings(), jobs=0)
+    (row,) = doctor(open_catalogue(tmp_path / "store"), deep, progress=False)
+    assert (row.path, row.status, row.frames) == (str(tmp_path / "store" / "v"), "ok", 60)
+    assert row.frames_decoded == (60 if deep else None)
+    clips = tmp_path / "images"
+    for name in ("a", "b"):
+        (clips / name).mkdir(parents=True)
+        for number in range(3):
+            image = Image.fromarray(picture(number, 96, 64))
+            image.save(clips / name / f"{number:03d}.jpg")
+    torn = clips / "b" / "002.jpg"
+    torn.write_bytes(torn.read_bytes()[:200])
+    first, second = doctor(open_catalogue(clips), deep, progress=False)
+    assert (first.status, first.frames, first.frames_decoded) == ("ok", 3, 3 if deep else None)
+    assert (second.status, second.reason) == (("refused", "undecodable") if deep else ("ok", ""))
+    (clips / "a" / "frames.json").write_text("{}")
+    first, _ = doctor(open_catalogue(clips), progress=False)
+    assert (first.status, first.reason) == ("refused", "undecodable")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import msgpack
 import numpy as np
+import pytest
 from tests.video.conftest import Rendered
 
-from rushes.video.catalogue import Catalogue
+from rushes.errors import UnreadableVideo
+from rushes.video.catalogue import Catalogue, open_catalogue
 from rushes.video.index import pack_index, unpack_index
 from rushes.video.limits import Limits
 from rushes.video.probe import build_index, source_of
 from rushes.video.probe_cache import ProbeCache
+from rushes.video.readers import open_reader
 from rushes.video.readers.pyav_reader import PyAVReader
+from rushes.video.request import Frames, Request
+from rushes.video.store import open_store
+from rushes.video.store_build import build_store
+from rushes.video.store_format import StoreSettings
 
 
 def test_an_index_survives_the_disk(counter: Rendered, tmp_path: Path) -> None:
@@ -49,4 +57,34 @@ def test_a_changed_file_is_indexed_anew(counter: Rendered, tmp_path: Path) -> No
         shutil.copy(counter(name)[1], path)
         reader = PyAVReader(Catalogue.from_items({"v": path}), index_cache=tmp_path / "cache")
         assert reader.describe("v").num_frames == frames
+        reader.close()
+
+
+def test_names_that_are_no_text_are_cached_too(counter: Rendered, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(counter("h264_ip.mp4")[1], folder / os.fsdecode(b"odd\xff.mp4"))
+    catalogue = open_catalogue(folder)
+    (video_id,) = catalogue.ids()
+    for _ in range(2):
+        reader = PyAVReader(catalogue, index_cache=tmp_path / "cache")
+        assert reader.describe(video_id).video_id == video_id == "odd\udcff"
+        assert len(reader.read(Request(video_id, (Frames((0.5,)),))).arrays["frames"]) == 1
+        reader.close()
+    for backend in ("decord", "opencv"):
+        with pytest.raises(UnreadableVideo, match="cannot be given the name"):
+            open_reader(catalogue, backend).read(Request(video_id, (Frames((0.5,)),)))
+    build_store(catalogue, tmp_path / "store", StoreSettings(), jobs=0)
+    store = open_store(tmp_path / "store")
+    assert store.ids() == [video_id]
+    assert store.describe(video_id).video_id == video_id
+
+
+def test_one_file_under_two_ids_keeps_both(counter: Rendered, tmp_path: Path) -> None:
+    path = counter("h264_ip.mp4")[1]
+    for ids in (("a", "b"), ("c",)):
+        catalogue = Catalogue.from_items(dict.fromkeys(ids, path))
+        reader = PyAVReader(catalogue, index_cache=tmp_path / "cache")
+        for video_id in (*ids, *ids):
+            assert reader.describe(video_id).video_id == video_id
         reader.close()

@@ -75,7 +75,7 @@ class PyAVReader:
         self.max_open = max(1, max_open)
         self.cache = ProbeCache(index_cache) if index_cache is not None else None
         self._videos: OrderedDict[str, _Open] = OrderedDict()
-        self._indexes: OrderedDict[bytes, VideoIndex] = OrderedDict()
+        self._indexes: OrderedDict[tuple[bytes, str], VideoIndex] = OrderedDict()
         self._pid = os.getpid()
         self._closed = False
 
@@ -97,7 +97,7 @@ class PyAVReader:
 
     def _index_of(self, source: Source) -> VideoIndex:
         key = _key(source)
-        index = self._indexes.get(key)
+        index = self._indexes.get((key, source.video_id))
         if index is None:
             index = self.cache.get(key) if self.cache is not None and key[:1] != b"m" else None
             if index is None:
@@ -105,10 +105,12 @@ class PyAVReader:
                 self._keep(source, index)
             elif index.info.coded_width * index.info.coded_height > self.limits.max_pixels:
                 raise RefusedVideo(source.video_id, f"more than {self.limits.max_pixels} pixels")
-            self._remember(key, index)
+            if index.info.video_id != source.video_id:  # cached when the file had another id
+                index = replace(index, info=replace(index.info, video_id=source.video_id))
+            self._remember((key, source.video_id), index)
         return index
 
-    def _remember(self, key: bytes, index: VideoIndex) -> None:
+    def _remember(self, key: tuple[bytes, str], index: VideoIndex) -> None:
         self._indexes[key] = index
         self._indexes.move_to_end(key)
         while len(self._indexes) > _MEMORY_INDEXES:
@@ -186,7 +188,7 @@ class PyAVReader:
         """Change a stream that broke its promise to full decoding, and remember that."""
         index = replace(fence(source, video.index, self.limits, damaged=True), whole=True)
         self._keep(source, index)
-        self._remember(_key(source), index)
+        self._remember((_key(source), source.video_id), index)
         return self._opened(source)
 
     def _opened(self, source: Source) -> _Open:
@@ -242,7 +244,8 @@ def _reply(
 
 def _key(source: Source) -> bytes:
     if source.data is not None:
-        return b"m\0" + source.video_id.encode() + b"%d" % id(source.data)
+        name = source.video_id.encode("utf-8", "surrogatepass")
+        return b"m\0" + name + b"%d" % id(source.data)
     try:
         return b"f\0" + stat_key(source)
     except OSError as error:

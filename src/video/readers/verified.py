@@ -172,10 +172,18 @@ class VerifiedReader(ABC):
 
 
 def path_of(source: Source, backend: str) -> str:
-    """The absolute path of a file source; backends that read paths only refuse bytes."""
+    """The absolute path of a file source; backends that read paths only refuse bytes, and names
+    that are no text.
+    """
     if source.kind != "file":
         raise UnreadableVideo(source.video_id, f"{backend} reads files only, not {source.kind}")
-    return os.path.abspath(source.path)
+    path = os.path.abspath(source.path)
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        detail = f"{backend} cannot be given the name {path!a}"
+        raise UnreadableVideo(source.video_id, detail) from error
+    return path
 
 
 def times_differ(
