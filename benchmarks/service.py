@@ -48,7 +48,8 @@ def request_number(i: int) -> Request:
     """The i-th clip: neighbouring frames of a prepared video."""
     first = (7 * i) % (LENGTH - FRAMES)
     times = tuple((first + j) / RATE for j in range(FRAMES))
-    return Request(f"clip{i % NUM_VIDEOS}", (Frames(times, SIZE),), deadline=60.0)
+    outputs = (Frames(times, SIZE),)
+    return Request(f"clip{i % NUM_VIDEOS}", outputs, deadline=60.0, fixed=True)
 
 
 def render_footage(folder: Path) -> None:

@@ -222,9 +222,8 @@ class VideoTextDataset(ABC):
             self.generator(epoch, index, Stream.GEOMETRY) if drawn else None,
             visit.texts,
         )
-        return plan.finish(
-            self.reader.read(Request(video, plan.outputs, deadline=options.deadline))
-        )
+        request = Request(video, plan.outputs, deadline=options.deadline, fixed=not drawn)
+        return plan.finish(self.reader.read(request))
 
     def _make(
         self,

@@ -103,12 +103,14 @@ class Request:
         outputs: each under its own name.
         policy: "strict" raises `FrameUnavailable` past the end; "repeat_last" repeats and says so.
         deadline: seconds that the whole read may take; None waits.
+        fixed: the same will be asked again (evaluation), so that a reply is worth keeping.
     """
 
     video_id: str
     outputs: tuple[Output, ...]
     policy: Policy = "repeat_last"
     deadline: float | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True)

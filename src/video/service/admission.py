@@ -8,23 +8,19 @@ reply is not taken within a time limit is disconnected.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import socket
-import stat
 import threading
 import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import ip_address
 from itertools import count
-from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
 from rushes.log import get_logger
+from rushes.video.service.connections import disconnect, peer_of
 from rushes.video.service.wire import Busy
 
 log = get_logger(__name__)
@@ -96,39 +92,7 @@ class Admission:
         with self._lock:
             self._drain()
             slow = {peer for peer, since in self._sending.values() if now - since >= allowed}
-        cut = sorted(peer for peer in slow if disconnect(peer))
+        cut = sorted(peer for peer in slow if disconnect(peer_of(peer)))
         for peer in cut:
             log.warning("%s did not take its reply in %g s: disconnected", peer, allowed)
         return cut
-
-
-def disconnect(peer: str) -> bool:
-    """Shut down this process's connection to a gRPC peer such as `ipv4:127.0.0.1:4711`.
-
-    gRPC gives a server's handlers no way to do that, but the sockets are ours.
-    """
-    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
-    wanted = (_plain_address(host.strip("[]")), port)
-    found = False
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                address = connection.getpeername()
-                if not isinstance(address, tuple):  # a socket of this machine alone
-                    continue
-                if (_plain_address(address[0]), str(address[1])) == wanted:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    found = True
-    return found
-
-
-def _plain_address(host: str) -> str:
-    # A listener for both families sees IPv4 peers as ::ffff:127.0.0.1.
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address)

@@ -1,8 +1,9 @@
 """Decoded clips under a byte budget, and one decode for many that ask for the same.
 
-The key is the whole request but its deadline. Sampling for evaluation asks for the same clips again
-and again, sampling for training hardly ever twice: entries start on probation and are protected
-from the second use on, so a pass of training cannot drive the evaluation's clips out.
+The key is the whole request but its deadline, with the video's one name for its id. Only fixed
+sampling, as evaluation does it, is kept: training hardly ever asks for a clip twice. Entries start
+on probation and are protected from the second use on, so a pass over clips that nobody asks for
+again drives none of the others out.
 """
 
 from __future__ import annotations
@@ -90,11 +91,14 @@ class SharedReads:
     Args:
         budget: bytes of the cache.
         counters: gets `cache_hits`, `cache_misses`, `coalesced`.
+        known_as: the one name of a video id, as far as it is known (see `Names`).
     """
 
-    def __init__(self, budget: int, counters: Counters) -> None:
+    def __init__(
+        self, budget: int, counters: Counters, known_as: Callable[[str], str] = str
+    ) -> None:
         self.cache = ClipCache(budget)
-        self.counters = counters
+        self.counters, self._known_as = counters, known_as
         self._underway: dict[Request, Future[Packed]] = {}
         self._lock = threading.Lock()
 
@@ -106,12 +110,12 @@ class SharedReads:
             read: decodes; its errors go to all that wait for it.
             timeout: seconds to wait for somebody else's read of the same.
         """
-        key = dataclasses.replace(request, deadline=None)
-        if self.cache.budget:
+        key = self._key(request)
+        if self.cache.budget and request.fixed:
             packed = self.cache.get(key)
             if packed is not None:
                 self.counters.add(cache_hits=1)
-                return packed
+                return wire.renamed(packed, request.video_id)
             self.counters.add(cache_misses=1)
         with self._lock:
             first = self._underway.get(key)
@@ -123,7 +127,7 @@ class SharedReads:
         self.counters.add(coalesced=1)
         until = time.monotonic() + timeout
         try:
-            return first.result(timeout)
+            return wire.renamed(first.result(timeout), request.video_id)
         except FutureTimeout:
             detail = f"another reader's decode took over {timeout:g} s"
             raise DecodeTimeout(request.video_id, detail) from None
@@ -134,16 +138,19 @@ class SharedReads:
                 raise
             return read(dataclasses.replace(request, deadline=left))
 
+    def _key(self, request: Request) -> Request:
+        name = self._known_as(request.video_id)
+        return dataclasses.replace(request, video_id=name, deadline=None, fixed=False)
+
     def _lead(
         self, key: Request, request: Request, read: ReadPacked, promise: Future[Packed]
     ) -> Packed:
         try:
             packed = read(request)
-            if self.cache.budget:
-                packed = self._kept(key, packed)
-            else:
-                # Several may look at it from now on; none may write.
-                packed.payload.flags.writeable = False
+            if self.cache.budget and request.fixed:
+                packed = self._kept(self._key(request), packed)
+            # Several may look at it from now on; none may write.
+            packed.payload.flags.writeable = False
         except BaseException as error:
             self._forget(key)
             # A copy: the error's own traceback knows this frame, and a ring of the two would keep

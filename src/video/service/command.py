@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -13,7 +14,13 @@ from rushes.errors import ConfigError, RushesError
 from rushes.log import get_logger, setup_logging
 from rushes.video.service.metrics_endpoint import MetricsEndpoint, ServiceMetrics
 from rushes.video.service.process import with_catalogue
-from rushes.video.service.server import FrameServer, ServerOptions
+from rushes.video.service.server import (
+    MAX_PORT,
+    FrameServer,
+    ServerOptions,
+    check_port,
+    shown_address,
+)
 from rushes.video.service.status import fetch_status, status_text
 from rushes.video.service.tokens import read_pem, read_token
 
@@ -79,12 +86,30 @@ def main(argv: Sequence[str], program: str = "rushes serve-frames") -> int:
         token = read_token(options.token_file) if options.token_file else None
         authority = read_pem(options.tls_ca) if options.tls_ca else None
         status = fetch_status(options.status, token, authority)
-        print(status_text(options.status, status))  # noqa: T201
+        _print(status_text(options.status, status))
         return 0
     if not options.root:
         raise ConfigError("--root: say which videos to serve")
     setup_logging()
     return serve(options)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # Whoever read has seen enough; what is still buffered must not fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _metrics_port(options: argparse.Namespace) -> int:
+    if options.metrics_port is not None:
+        check_port("--metrics-port", options.metrics_port)
+        return int(options.metrics_port)
+    check_port("--port", options.port)
+    if options.port == MAX_PORT:
+        raise ConfigError(f"--port {MAX_PORT}: none is left for metrics; give --metrics-port")
+    return options.port + 1 if options.port else 0
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -115,16 +140,13 @@ def serve(options: argparse.Namespace) -> int:
         deadline=options.deadline,
         send_timeout=options.send_timeout,
     )
+    port = _metrics_port(options)
     with FrameServer(spec, chosen, metrics.observe) as server:
         metrics.watch(server.status)
-        if options.metrics_port is not None:
-            port = options.metrics_port
-        else:
-            port = options.port + 1 if options.port else 0
         endpoint = MetricsEndpoint(options.host, port, metrics, server.status)
         log.info(
-            "serving %s on %s:%d, metrics on port %d",
-            options.root, options.host, server.port, endpoint.port,
+            "serving %s on %s, metrics on port %d",
+            options.root, shown_address(options.host, server.port), endpoint.port,
         )  # fmt: skip
         stop.wait()
         log.info("stopping")

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from rushes.errors import DecodeTimeout, ServiceError
+from rushes.errors import DecodeTimeout, RushesError, ServiceError
 from rushes.video.request import Request, VideoInfo
 from rushes.video.service.wire import Packed
 
@@ -37,9 +37,21 @@ class Job:
         """The error of a job whose deadline has passed."""
         return DecodeTimeout(self.video_id, f"{where}; the deadline was {self.allowed:g} s")
 
+    def answer(self, result: Packed | VideoInfo) -> None:
+        """Give the caller what it asked for, unless it was told something before."""
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def fail(self, error: RushesError) -> None:
+        """Give the caller an error, unless it was told something before."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 class JobQueue:
     """First in, first out, except that a worker which has a video open gets it first.
+
+    The one that waits longest is passed over only so often: open videos must not keep others out.
 
     Args:
         max_length: jobs that may wait; `put` refuses or blocks beyond.
@@ -50,7 +62,8 @@ class JobQueue:
         self._jobs: deque[Job] = deque()
         self._homes: OrderedDict[str, int] = OrderedDict()
         self._changed = threading.Condition()
-        self._closed = False
+        self._passed = 0
+        self.closed = False
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -58,21 +71,20 @@ class JobQueue:
     def put(self, job: Job) -> None:
         """Add a job, waiting for room; raises `DecodeTimeout` or, when closed, `ServiceError`."""
         with self._changed:
-            while len(self._jobs) >= self.max_length and not self._closed:
+            while len(self._jobs) >= self.max_length and not self.closed:
                 remaining = job.deadline - time.monotonic()
                 if remaining <= 0 or not self._changed.wait(remaining):
                     raise job.late(f"{len(self._jobs)} requests waited before it")
-            if self._closed:
+            if self.closed:
                 raise ServiceError("the pool is closed")
             self._jobs.append(job)
             self._changed.notify_all()
 
-    def take(self, worker: int) -> Job | None:
-        """The next job for a worker, waiting for one; None when the queue was closed."""
+    def take(self, worker: int, timeout: float) -> Job | None:
+        """The next job for a worker; None when none came in `timeout` s or the queue was closed."""
         with self._changed:
-            while not self._jobs and not self._closed:
-                self._changed.wait()
-            if self._closed:
+            self._changed.wait_for(lambda: self._jobs or self.closed, timeout)
+            if not self._jobs:
                 return None
             job = self._pick(worker)
             self._homes[job.video_id] = worker
@@ -84,17 +96,34 @@ class JobQueue:
             return job
 
     def _pick(self, worker: int) -> Job:
-        for place in range(min(len(self._jobs), _LOOKAHEAD)):
+        ahead = min(len(self._jobs), _LOOKAHEAD) if self._passed < _LOOKAHEAD else 0
+        for place in range(ahead):
             if self._homes.get(self._jobs[place].video_id) == worker:
                 job = self._jobs[place]
                 del self._jobs[place]
+                self._passed = self._passed + 1 if place else 0
                 return job
+        self._passed = 0
         return self._jobs.popleft()
+
+    def drop_late(self) -> None:
+        """Answer those whose deadline passed while they waited."""
+        now = time.monotonic()
+        with self._changed:
+            late = [job for job in self._jobs if now >= job.deadline]
+            if not late:
+                return
+            waiting = len(self._jobs)
+            self._jobs = deque(job for job in self._jobs if now < job.deadline)
+            self._changed.notify_all()
+        for job in late:
+            if job.future.set_running_or_notify_cancel():
+                job.fail(job.late(f"still among {waiting} requests that wait for a worker"))
 
     def close(self) -> None:
         """Wake everybody; jobs that waited fail."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             waiting, self._jobs = list(self._jobs), deque()
             self._changed.notify_all()
         for job in waiting:

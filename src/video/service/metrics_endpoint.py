@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,14 +48,14 @@ class ServiceMetrics:
         self._latency = Histogram(
             "rushes_frames_request_seconds",
             "Seconds from a request's arrival to the start of its reply",
-            ["outcome"],
+            ["call", "outcome"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
 
-    def observe(self, outcome: str, seconds: float) -> None:
-        """One read that ended; its count is the histogram's own."""
-        self._latency.labels(outcome).observe(seconds)
+    def observe(self, call: str, outcome: str, seconds: float) -> None:
+        """One call that ended; its count is the histogram's own."""
+        self._latency.labels(call, outcome).observe(seconds)
 
     def watch(self, status: Status) -> None:
         """Report the counts of a server whenever they are scraped."""
@@ -105,10 +106,11 @@ class MetricsEndpoint:
     """
 
     def __init__(self, host: str, port: int, metrics: ServiceMetrics, status: Status) -> None:
+        kind = _HTTPServer6 if ":" in host else ThreadingHTTPServer
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(metrics, status))
+            self._server = kind((host, port), _handler(metrics, status))
         except OSError as error:
-            raise ConfigError(f"cannot serve metrics on {host}:{port}: {error}") from error
+            raise ConfigError(f"cannot serve metrics on {host} port {port}: {error}") from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="rushes-metrics", daemon=True
@@ -120,6 +122,10 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5.0)
+
+
+class _HTTPServer6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
 
 
 def _handler(metrics: ServiceMetrics, status: Status) -> type[BaseHTTPRequestHandler]:

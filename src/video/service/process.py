@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -19,6 +19,7 @@ import msgpack
 
 from rushes.errors import ServiceError
 from rushes.video.service import wire
+from rushes.video.service.limits import RequestLimits
 from rushes.video.service.slots import SlotPool
 from rushes.video.service.worker import OUT_OF_MEMORY
 
@@ -29,6 +30,10 @@ _START = (
 )
 _TICK = 0.1
 """Seconds between two looks at a busy worker's memory."""
+
+Watch = Callable[[], float]
+"""Asked while a worker is waited for: the seconds until it wants to be asked again. It ends the
+wait by raising `ProcessGone`."""
 
 
 class ProcessGone(Exception):
@@ -82,10 +87,13 @@ def with_catalogue(
 class WorkerProcess:
     """One worker. Must be started by a thread that outlives it: the kernel ends both together."""
 
-    def __init__(self, spec: WorkerSpec, slots: SlotPool) -> None:
+    def __init__(
+        self, spec: WorkerSpec, slots: SlotPool, limits: RequestLimits | None = None
+    ) -> None:
         self.spec = spec
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.enter_context(ours)
             passed = [theirs.fileno(), *slots.descriptors]
             arguments = [json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
             self.process = subprocess.Popen(
@@ -95,64 +103,60 @@ class WorkerProcess:
                 stdout=subprocess.DEVNULL,
                 env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
+            undo.pop_all()
         self.connection = Connection(ours.detach())
-        self._send(
-            {
-                "factory": spec.factory,
-                "arguments": spec.arguments,
-                "slots": slots.descriptors,
-                "slot_bytes": slots.slot_bytes,
-                "memory_limit": spec.memory_limit,
-            }
-        )
+        self._setup = {
+            "factory": spec.factory,
+            "arguments": spec.arguments,
+            "slots": slots.descriptors,
+            "slot_bytes": slots.slot_bytes,
+            "memory_limit": spec.memory_limit,
+            "limits": None if limits is None else dataclasses.asdict(limits),
+        }
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self.process.pid
 
-    def wait_ready(self, stop: Callable[[], bool]) -> None:
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs, by the kernel's word."""
+        return self.process.poll() is None
+
+    def wait_ready(self, watch: Watch) -> None:
         """Return when the worker can take requests; raises what its reader's factory raised."""
-        answer = self._receive(time.monotonic() + self.spec.start_timeout, stop)
+        answer = self.ask(self._setup, watch)
         if "error" in answer:
             raise wire.decode_error(answer["error"])
 
-    def ask(
-        self, message: dict[str, Any], deadline: float, stop: Callable[[], bool]
-    ) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], watch: Watch) -> dict[str, Any]:
         """Send one message and wait for its answer.
 
         Args:
-            message: a slot and a request, or a video id to describe.
-            deadline: `time.monotonic()` until which to wait.
-            stop: looked at now and then; when true the wait ends.
+            message: a slot and a request, or a video id to name or to describe.
+            watch: decides how long to wait.
 
         Raises:
-            ProcessGone: the worker died, hangs, or outgrew its memory.
+            ProcessGone: the worker died, outgrew its memory, or `watch` said so.
         """
         self._send(message)
-        return self._receive(deadline, stop)
+        return self._receive(watch)
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
             self.connection.send_bytes(msgpack.packb(message))
         except OSError as error:
-            raise ProcessGone(self._how_it_ended()) from error
+            raise ProcessGone(self.how_it_ended()) from error
 
-    def _receive(self, deadline: float, stop: Callable[[], bool]) -> dict[str, Any]:
-        started = time.monotonic()
+    def _receive(self, watch: Watch) -> dict[str, Any]:
         try:
-            while not self.connection.poll(min(_TICK, max(deadline - time.monotonic(), 0.0))):
+            while not self.connection.poll(min(_TICK, max(watch(), 0.0))):
                 self._check_memory()
-                now = time.monotonic()
-                if now >= deadline:
-                    raise ProcessGone(f"no answer in {now - started:.1f} s", hung=True)
-                if stop():
-                    raise ProcessGone("the pool was closed")
             answer: dict[str, Any] = msgpack.unpackb(self.connection.recv_bytes())
             return answer
         except (OSError, EOFError) as error:
-            raise ProcessGone(self._how_it_ended()) from error
+            raise ProcessGone(self.how_it_ended()) from error
 
     def _check_memory(self) -> None:
         if self.spec.memory_limit and self.private_memory() > self.spec.memory_limit:
@@ -168,7 +172,8 @@ class WorkerProcess:
             return 0
         return (int(resident) - int(shared)) * _PAGE
 
-    def _how_it_ended(self) -> str:
+    def how_it_ended(self) -> str:
+        """What became of the process, waiting a moment for its end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5.0)
         status = self.process.returncode

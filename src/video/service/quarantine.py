@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from dataclasses import dataclass
 
 from rushes.errors import Quarantined
 from rushes.log import get_logger
 
 log = get_logger(__name__)
 
+_REMEMBERED = 1 << 14
+
+
+@dataclass
+class _Record:
+    video_id: str
+    strikes: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
 
 class Quarantine:
     """Counts the workers that each video has cost.
 
-    A video that is read well in between is forgiven: its worker was killed from outside.
+    A video that is read well in between is forgiven: its worker was killed from outside. Videos go
+    by their one name (see `Names`), and are shown under the id that was asked for.
 
     Args:
         strikes: killed workers after which a video is not tried again.
@@ -21,39 +34,59 @@ class Quarantine:
 
     def __init__(self, strikes: int = 2) -> None:
         self.strikes = strikes
-        self._counts: dict[str, int] = {}
-        self._reasons: dict[str, str] = {}
+        self._records: OrderedDict[str, _Record] = OrderedDict()
         self._lock = threading.Lock()
 
-    def check(self, video_id: str) -> None:
+    def check(self, name: str, video_id: str) -> None:
         """Raise `Quarantined` for a video that has used up its strikes."""
-        if self._counts and self._counts.get(video_id, 0) >= self.strikes:
-            count, reason = self._counts[video_id], self._reasons[video_id]
-            raise Quarantined(
-                video_id, f"killed {count} workers, the limit is {self.strikes}; last: {reason}"
-            )
+        record = self._records.get(name) if self._records else None
+        if record is not None and record.strikes >= self.strikes:
+            detail = f"killed {record.strikes} workers, the limit is {self.strikes}"
+            raise Quarantined(video_id, f"{detail}; last: {record.reason}")
 
-    def strike(self, video_id: str, reason: str) -> bool:
-        """Note that `video_id` cost a worker; True when it is quarantined by that."""
+    def strike(self, name: str, video_id: str, reason: str) -> None:
+        """Note that a video cost a worker."""
         with self._lock:
-            count = self._counts.get(video_id, 0) + 1
-            self._counts[video_id], self._reasons[video_id] = count, reason
-        if count == self.strikes:
-            log.warning("quarantined %s: killed %d workers; last: %s", video_id, count, reason)
-        return count >= self.strikes
+            record = self._record(name, video_id)
+            record.strikes, record.reason = record.strikes + 1, reason
+        if record.strikes == self.strikes:
+            log.warning("quarantined %s: killed %d workers; last: %s", video_id, record.strikes,
+                        reason)  # fmt: skip
 
-    def forgive(self, video_id: str) -> None:
+    def hung(self, name: str, video_id: str, reason: str, seconds: float, full: float) -> None:
+        """Note that a worker hung on a video; it counts once the video has had its full time.
+
+        Args:
+            seconds: that the worker had to itself; they add up until the video is read well.
+            full: seconds that make a strike: a caller in a hurry closes no video to others.
+        """
+        with self._lock:
+            record = self._record(name, video_id)
+            record.seconds += seconds
+            counts = record.seconds >= full
+            if counts:
+                record.seconds = 0.0
+        if counts:
+            self.strike(name, video_id, reason)
+
+    def _record(self, name: str, video_id: str) -> _Record:
+        record = self._records.setdefault(name, _Record(video_id))
+        self._records.move_to_end(name)
+        while len(self._records) > _REMEMBERED:
+            self._records.popitem(last=False)
+        return record
+
+    def forgive(self, name: str) -> None:
         """Forget the strikes of a video that was read well."""
-        if self._counts:
+        if self._records:
             with self._lock:
-                self._counts.pop(video_id, None)
-                self._reasons.pop(video_id, None)
+                self._records.pop(name, None)
 
     def videos(self) -> dict[str, str]:
         """Quarantined video ids and what happened last."""
         with self._lock:
             return {
-                video: self._reasons[video]
-                for video, count in self._counts.items()
-                if count >= self.strikes
+                record.video_id: record.reason
+                for record in self._records.values()
+                if record.strikes >= self.strikes
             }

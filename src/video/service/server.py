@@ -3,7 +3,7 @@
 Handlers only wait and send: a reply's payload goes from its slot to the socket as one record batch
 in C++ code, without the interpreter's lock. What a reply needs besides is in the schema's metadata.
 
-Protocol: `DoGet` of a ticket `{"v": 1, "request": ...}` (msgpack); actions `describe`
+Protocol: `DoGet` of a ticket `{"v": 2, "request": ...}` (msgpack); actions `describe`
 (`{"id", "deadline"}` -> a video info), `hello` (-> window, workers) and `status` (-> JSON). Errors
 carry one of our own errors as msgpack in their extra info. A token is sent as
 `authorization: Bearer ...`.
@@ -17,7 +17,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,15 +32,24 @@ from rushes.video.request import Request
 from rushes.video.service import wire
 from rushes.video.service.admission import Admission
 from rushes.video.service.cache import SharedReads
+from rushes.video.service.intake import IntakeGuard
+from rushes.video.service.limits import RequestLimits
 from rushes.video.service.pool import PoolReader
 from rushes.video.service.process import WorkerSpec
-from rushes.video.service.wire import Packed, RequestLimits
+from rushes.video.service.wire import Packed
 
 log = get_logger(__name__)
 
 PAYLOAD = pa.field("payload", pa.uint8(), nullable=False)
 LOCAL_HOSTS = frozenset(("127.0.0.1", "localhost", "::1"))
-Observe = Callable[[str, float], None]
+MAX_PORT = 65535
+MAX_MESSAGE = 1 << 20
+"""Bytes of one ticket or action; the largest request that passes the limits has far fewer."""
+MAX_SECONDS = 86400.0
+MIN_MEMORY = 128 << 20
+"""Bytes that a worker needs to start at all."""
+OBSERVED = frozenset(("read", "describe"))
+Observe = Callable[[str, str, float], None]
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,18 @@ class ServerOptions:
     @property
     def location(self) -> str:
         """URI to listen on."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"grpc{'+tls' if self.tls else ''}://{host}:{self.port}"
+        return f"grpc{'+tls' if self.tls else ''}://{shown_address(self.host, self.port)}"
 
     def check(self) -> None:
         """Raise `ConfigError` for what must not be served or cannot be."""
+        check_port("--port", self.port)
+        _at_least("--workers", self.num_workers, 1)
+        _at_least("--cache", self.cache_bytes, 0)
+        if self.num_slots is not None:
+            _at_least("--slots", self.num_slots, 1)
+        for flag, seconds in (("--deadline", self.deadline), ("--send-timeout", self.send_timeout)):
+            if not 0 < seconds <= MAX_SECONDS:
+                raise ConfigError(f"{flag} {seconds:g}: expected more than 0, at most 86400 s")
         if self.host not in LOCAL_HOSTS and not self.token:
             raise ConfigError(
                 f"--host {self.host}: without a token only {sorted(LOCAL_HOSTS)} are served; "
@@ -91,11 +108,31 @@ class ServerOptions:
             try:
                 probe.bind((self.host, self.port))
             except OSError as error:
-                raise ConfigError(f"cannot listen on {self.host}:{self.port}: {error}") from error
+                where = shown_address(self.host, self.port)
+                raise ConfigError(f"cannot listen on {where}: {error}") from error
+
+
+def check_port(flag: str, port: int) -> None:
+    """Raise `ConfigError` for a number that is no port."""
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"{flag} {port}: a port is 0 to {MAX_PORT}")
+
+
+def shown_address(host: str, port: int) -> str:
+    """`host:port` as clients are to write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _at_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{flag} {value}: at least {least}")
 
 
 class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
-    """Refuses every call without the token, before anything of it is read."""
+    """Refuses every call without the token before a handler sees it.
+
+    By then gRPC has received the whole message; what that may cost is `IntakeGuard`'s to bound.
+    """
 
     def __init__(self, token: str, refused: Callable[[], None]) -> None:
         self._expected = f"Bearer {token}".encode()
@@ -114,7 +151,7 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
     Args:
         spec: how decode workers are started; they know the catalogue.
         options: see `ServerOptions`.
-        observe: gets the outcome and the seconds of every read.
+        observe: gets kind (read, describe), outcome and seconds of every call.
 
     Raises:
         ConfigError: no token for an open interface, or a taken port.
@@ -124,6 +161,8 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         self, spec: WorkerSpec, options: ServerOptions, observe: Observe | None = None
     ) -> None:
         options.check()
+        if spec.memory_limit:
+            _at_least("--memory-limit", spec.memory_limit, MIN_MEMORY)
         self.options, self.started = options, time.time()
         slots = options.num_slots or max(32, 8 * options.num_workers)
         self.admission = Admission(
@@ -136,9 +175,10 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
             slot_bytes=options.slot_bytes,
             deadline=options.deadline,
             patience=None,
+            limits=options.limits,
         )
         self.counters = self.pool.counters
-        self.shared = SharedReads(options.cache_bytes, self.counters)
+        self.shared = SharedReads(options.cache_bytes, self.counters, self.pool.names.known_as)
         self._observe = observe
         self._closing = threading.Event()
         middleware = {}
@@ -152,27 +192,38 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         except (pa.ArrowException, OSError) as error:
             self.pool.close()
             raise ConfigError(f"cannot serve {options.location}: {error}") from error
+        self._intake = IntakeGuard(
+            self.port,
+            lambda: self.shared.cache.nbytes,
+            lambda cut: self.counters.add(disconnected=cut),
+        )
         self._reaper = threading.Thread(target=self._reap, name="rushes-reaper", daemon=True)
         self._reaper.start()
 
     def do_get(self, context: Any, ticket: Any) -> Any:
         """Stream one reply."""
-        started = time.monotonic()
-        outcome = "ok"
-        try:
+        with self._observed("read"):
             return self._read(context, ticket.ticket)
+
+    @contextmanager
+    def _observed(self, kind: str) -> Iterator[None]:
+        """Times a call and turns our errors into those that Flight sends."""
+        started, outcome = time.monotonic(), "ok"
+        try:
+            yield
         except RushesError as error:
             outcome = _outcome(error)
             raise _as_flight(error) from None
         finally:
-            if self._observe is not None:
-                self._observe(outcome, time.monotonic() - started)
+            if self._observe is not None and kind in OBSERVED:
+                self._observe(kind, outcome, time.monotonic() - started)
 
     def _read(self, context: Any, ticket: bytes) -> Any:
         peer = context.peer()
+        self._intake.accepted(peer)
         request = self._decoded(ticket)
         self.options.limits.check(request)
-        allowed = request.deadline or self.options.deadline
+        allowed = self.options.deadline if request.deadline is None else request.deadline
 
         def decode(wanted: Request) -> Packed:
             return self.pool.read_packed(wanted, context.is_cancelled)
@@ -184,6 +235,7 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
 
     @staticmethod
     def _decoded(ticket: bytes) -> Request:
+        _check_message(ticket)
         plain = wire.mapping(ticket)
         if plain.get("v") != wire.VERSION:
             raise ServiceError(f"this server speaks version {wire.VERSION} of the protocol")
@@ -198,12 +250,12 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def do_action(self, context: Any, action: Any) -> Any:
         """`describe`, `hello`, `status`."""
-        try:
-            return [self._act(context.peer(), action.type, action.body.to_pybytes())]
-        except RushesError as error:
-            raise _as_flight(error) from None
+        with self._observed(action.type):
+            return [self._act(context.peer(), action.type, action.body)]
 
-    def _act(self, peer: str, kind: str, body: bytes) -> bytes:
+    def _act(self, peer: str, kind: str, body: Any) -> bytes:
+        self._intake.accepted(peer)
+        _check_message(body)
         if kind == "hello":
             known = {"window": self.admission.window, "workers": self.options.num_workers}
             greeting: bytes = msgpack.packb(known)
@@ -211,7 +263,8 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         if kind == "status":
             return json.dumps(self.status()).encode()
         if kind == "describe":
-            asked = wire.decode_request({"outputs": (), "policy": "strict", **wire.mapping(body)})
+            plain = {"outputs": (), "policy": "strict", "fixed": False}
+            asked = wire.decode_request({**plain, **wire.mapping(body.to_pybytes())})
             self.options.limits.check(asked)
             with self.admission.admitted(peer):
                 return wire.encode_info(self.pool.describe(asked.video_id, asked.deadline))
@@ -246,12 +299,19 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         if self._closing.is_set():
             return
         self._closing.set()
+        self._intake.close()
         self.pool.close()
         self.admission.disconnect_slow(limit=0.0)
         self.shutdown()
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_message(message: Any) -> None:
+    size = len(message) if isinstance(message, bytes) else message.size
+    if size > MAX_MESSAGE:
+        raise ServiceError(f"a message of {size} bytes, at most {MAX_MESSAGE}")
 
 
 def _outcome(error: RushesError) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rushes import errors
-from rushes.errors import RefusedVideo, RushesError, ServiceError
+from rushes.errors import RushesError, ServiceError
 from rushes.video.request import (
     Audio,
     AudioTrack,
@@ -35,7 +35,7 @@ from rushes.video.request import (
     VideoInfo,
 )
 
-VERSION = 1
+VERSION = 2
 HEADER = b"rushes-reply"
 """Key of the reply header in the metadata of an Arrow schema."""
 ALIGNMENT = 64
@@ -75,6 +75,15 @@ class Packed:
         payload = self.payload.copy()
         payload.flags.writeable = False
         return Packed(self.header, payload)
+
+
+def renamed(packed: Packed, video_id: str) -> Packed:
+    """The same reply for one who asked by another id of the same video."""
+    # The id comes first (see `layout`): nothing is unpacked where it is the right one.
+    if packed.header.startswith(msgpack.packb({"id": video_id})[1:], 1):
+        return packed
+    plain = msgpack.unpackb(packed.header)
+    return Packed(msgpack.packb({**plain, "id": video_id}), packed.payload)
 
 
 def layout(reply: Reply) -> tuple[bytes, int]:
@@ -151,14 +160,17 @@ def encode_request(request: Request) -> dict[str, Any]:
         "outputs": outputs,
         "policy": request.policy,
         "deadline": request.deadline,
+        "fixed": request.fixed,
     }
 
 
 def decode_request(plain: Any) -> Request:
     """The request that `encode_request` wrote; raises `ServiceError` for anything else."""
     try:
-        _exactly(plain, {"id", "outputs", "policy", "deadline"}, "a request")
-        policy, deadline = plain["policy"], plain["deadline"]
+        _exactly(plain, {"id", "outputs", "policy", "deadline", "fixed"}, "a request")
+        policy, deadline, fixed = plain["policy"], plain["deadline"], plain["fixed"]
+        if not isinstance(fixed, bool):
+            raise TypeError(f"fixed is {type(fixed).__name__}, expected bool")
         if policy not in get_args(Policy):
             raise ValueError(f"policy {policy!r}; known: {get_args(Policy)}")
         return Request(
@@ -166,6 +178,7 @@ def decode_request(plain: Any) -> Request:
             tuple(_decode_output(output) for output in plain["outputs"]),
             policy,
             None if deadline is None else float(deadline),
+            fixed,
         )
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ServiceError(f"not a request: {error}") from error
@@ -266,83 +279,3 @@ def mapping(data: bytes) -> dict[str, Any]:
     if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
         raise ServiceError(f"expected named values, found {type(plain).__name__}")
     return plain
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """What one request over the network may ask.
-
-    Attributes:
-        max_frames: frames of all outputs together.
-        max_side, max_pixels: of one returned frame, in pixels.
-        max_bytes: of the whole reply, where the sizes are known from the request.
-        max_seconds: of one sound or feature output.
-        max_deadline: seconds.
-        max_text: characters of a video id or a name.
-    """
-
-    max_frames: int = 1024
-    max_side: int = 4096
-    max_pixels: int = 4096 * 2304
-    max_bytes: int = 256 << 20
-    max_outputs: int = 64
-    max_seconds: float = 3600.0
-    max_rate: int = 192_000
-    max_deadline: float = 600.0
-    max_text: int = 1024
-
-    def check(self, request: Request) -> None:
-        """Raise `RefusedVideo` with the value and the limit."""
-        check_id(request.video_id, self.max_text)
-        video = request.video_id
-        self._most(video, len(request.outputs), self.max_outputs, "outputs")
-        names = [output.name for output in request.outputs]
-        if len(set(names)) != len(names):
-            raise RefusedVideo(video, f"two outputs have one name: {names}")
-        frames = [output for output in request.outputs if isinstance(output, Frames)]
-        self._most(video, sum(len(f.times) for f in frames), self.max_frames, "frames")
-        if request.deadline is not None and not 0 < request.deadline <= self.max_deadline:
-            limit = f"(0, {self.max_deadline}] s"
-            raise RefusedVideo(video, f"deadline {request.deadline} s, allowed {limit}")
-        size = sum(self._check_frames(video, output) for output in frames)
-        for output in request.outputs:
-            if not isinstance(output, Frames):
-                size += self._check_span(video, output)
-        self._most(video, size, self.max_bytes, "bytes of reply")
-
-    def _check_frames(self, video: str, frames: Frames) -> int:
-        if not np.isfinite(frames.times).all():
-            raise RefusedVideo(video, "a time is not finite")
-        height, width = frames.size or (frames.crop[2:] if frames.crop else (1, 1))
-        if height < 1 or width < 1 or (frames.crop and min(frames.crop) < 0):
-            raise RefusedVideo(video, f"size {height}x{width}, crop {frames.crop}")
-        self._most(video, max(height, width), self.max_side, "pixels a side")
-        self._most(video, height * width, self.max_pixels, "pixels a frame")
-        return len(frames.times) * height * width * 3
-
-    def _check_span(self, video: str, output: Audio | Features) -> int:
-        if not np.isfinite([output.start, output.end]).all() or output.end < output.start:
-            raise RefusedVideo(video, f"from {output.start} s to {output.end} s")
-        self._most(video, output.end - output.start, self.max_seconds, f"seconds of {output.name}")
-        if isinstance(output, Features):
-            return 0
-        self._most(video, output.rate, self.max_rate, "Hz")
-        return int((output.end - output.start) * output.rate) * 4
-
-    @staticmethod
-    def _most(video: str, value: float, limit: float, what: str) -> None:
-        if value > limit:
-            raise RefusedVideo(video, f"{value} {what} in one request, at most {limit}")
-
-
-def check_id(video_id: str, max_text: int = 1024) -> None:
-    """Raise `RefusedVideo` (hostile) for an id that is a path out of the root, or a URL."""
-    if not video_id or len(video_id) > max_text:
-        raise RefusedVideo(
-            video_id[:80], f"an id of {len(video_id)} characters, allowed 1 to {max_text}"
-        )
-    parts = video_id.replace("\\", "/").split("/")
-    if ":" in parts[0] and parts[1:2] == [""]:
-        raise RefusedVideo(video_id, "a URL is no video id", "hostile")
-    if video_id[0] in "/\\~" or ".." in parts or not video_id.isprintable():
-        raise RefusedVideo(video_id, "an id names a video below the root, no path", "hostile")

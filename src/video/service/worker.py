@@ -23,8 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rushes.errors import RefusedVideo, RushesError, UnreadableVideo, VideoError
-from rushes.video.request import Reply, VideoReader
+from rushes.video.request import Reply, Request, Size, VideoReader
 from rushes.video.service import wire
+from rushes.video.service.limits import RequestLimits, asks_for_whole, reply_bytes
+from rushes.video.service.names import name_of
 from rushes.video.service.slots import map_segment
 
 OUT_OF_MEMORY = 86
@@ -59,13 +61,18 @@ class Worker:
 
     Args:
         connection: to the parent.
-        setup: what the parent sent first: factory, arguments, slots, slot_bytes.
+        setup: what the parent sent first: factory, arguments, slots, slot_bytes, memory_limit,
+            limits.
     """
 
     def __init__(self, connection: Connection, setup: dict[str, Any]) -> None:
         self.connection = connection
         self.descriptors: list[int] = setup["slots"]
         self.slot_bytes: int = setup["slot_bytes"]
+        # A reply is built in memory of this process before it is copied to its slot.
+        memory: int = setup["memory_limit"] // 2 or self.slot_bytes
+        self.max_bytes = min(self.slot_bytes, memory)
+        self.limits = None if setup["limits"] is None else RequestLimits(**setup["limits"])
         self._segments: dict[int, npt.NDArray[np.uint8]] = {}
         self.reader = make_reader(setup["factory"], setup["arguments"])
 
@@ -81,10 +88,13 @@ class Worker:
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         video_id = message["id"]
         try:
+            if "name" in message:
+                return {"name": name_of(self.reader, video_id)}
             if "request" not in message:
                 return {"info": wire.encode_info(self.reader.describe(video_id))}
-            reply = self.reader.read(wire.decode_request(message["request"]))
-            return self._filled(message["slot"], reply)
+            request = wire.decode_request(message["request"])
+            self._refuse_too_large(request)
+            return self._filled(message["slot"], self.reader.read(request))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         except RushesError as error:
@@ -93,6 +103,21 @@ class Worker:
             traceback.print_exc()
             known = UnreadableVideo(video_id, f"{type(error).__name__}: {error}")
             return {"error": wire.encode_error(known)}
+
+    def _refuse_too_large(self, request: Request) -> None:
+        """Judge a request before anything is decoded: what it asks must not cost a worker."""
+        display = None
+        if asks_for_whole(request):
+            info = self.reader.describe(request.video_id)
+            display = Size(info.height, info.width)
+            if self.limits is not None:
+                self.limits.check_display(request, display)
+        size = reply_bytes(request, display)
+        if size > self.max_bytes:
+            shown = "" if display is None else f" (frames of {display.height}x{display.width})"
+            what = "a slot" if self.max_bytes == self.slot_bytes else "half a worker's memory"
+            detail = f"a reply of {size} bytes{shown}, {what} holds {self.max_bytes}"
+            raise RefusedVideo(request.video_id, detail)
 
     def _filled(self, slot: int, reply: Reply) -> dict[str, Any]:
         header, size = wire.layout(reply)

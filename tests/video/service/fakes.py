@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rushes.errors import FrameUnavailable, MissingVideo
+from rushes.video.readers.pyav_reader import PyAVReader
 from rushes.video.request import (
     Audio,
     Cost,
@@ -103,6 +104,12 @@ class FakeReader:
             os.kill(os.getpid(), signal.SIGSEGV)
         if kind == "greedy":
             self._hog += [np.ones(8 << 20, np.uint8) for _ in range(1024)]
+        if kind == "busy":  # half a second of work, deaf to deadlines
+            until = time.process_time() + 0.5
+            while time.process_time() < until:
+                pass
+        while kind == "spin":
+            pass
         if kind == "slow":
             time.sleep(1.0)
         if kind == "bug":
@@ -125,17 +132,27 @@ def open_fake(folder: str | None = None, delay: float = 0.0) -> FakeReader:
     return FakeReader(folder, delay)
 
 
+def open_slowly(folder: str, seconds: float) -> FakeReader:
+    """The factory of workers of which only the first starts at once."""
+    mark = Path(folder) / "started"
+    if mark.exists():
+        time.sleep(seconds)
+    mark.touch()
+    return FakeReader()
+
+
 def request_of(
     video_id: str,
     frames: int = 4,
     side: int = 32,
     deadline: float | None = None,
     start: float = 0.0,
+    fixed: bool = False,
 ) -> Request:
     """A request for frames, sound and features at once."""
     times = tuple(start + 0.1 * i for i in range(frames))
     outputs = (Frames(times, Size(side, side)), Audio(0.0, 0.5), Features("clip", 0.0, 1.0))
-    return Request(video_id, outputs, deadline=deadline)
+    return Request(video_id, outputs, deadline=deadline, fixed=fixed)
 
 
 def same(first: Reply, second: Reply) -> bool:
@@ -176,3 +193,22 @@ class HangingReader:
 def open_hanging(hanging: str, **arguments: Any) -> HangingReader:
     """The factory of workers that decode real files and hang on `hanging`."""
     return HangingReader(open_default(**arguments), hanging)
+
+
+class CrashingReader(HangingReader):
+    """Knows a real catalogue and dies on every read."""
+
+    def __init__(self, reader: PyAVReader) -> None:
+        super().__init__(reader, "")
+        self.catalogue = reader.catalogue
+
+    def read(self, request: Request) -> Reply:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return super().read(request)
+
+
+def open_crashing(**arguments: Any) -> CrashingReader:
+    """The factory of workers that find real files and crash on all of them."""
+    reader = open_default(**arguments)
+    assert isinstance(reader, PyAVReader)
+    return CrashingReader(reader)

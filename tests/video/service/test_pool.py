@@ -139,7 +139,7 @@ def test_waiting_in_the_queue_has_an_end(open_pool: OpenPool) -> None:
 
 def test_evaluation_is_decoded_once(tmp_path: Path, open_pool: OpenPool) -> None:
     pool = open_pool(spec(tmp_path), cache_bytes=1 << 24)
-    first, second = (pool.read(request_of("v")) for _ in range(2))
+    first, second = (pool.read(request_of("v", fixed=True)) for _ in range(2))
     assert decoded(tmp_path) == ["v"]
     assert same(first, second)
     assert pool.slots.num_free == pool.slots.num_slots - 2  # kept ones are in no slot

@@ -123,10 +123,11 @@ def test_several_trainers_decode_a_clip_once(
     server = open_server(spec(tmp_path, delay=0.3), cache_bytes=1 << 24)
     clients = [open_client(f"127.0.0.1:{server.port}") for _ in range(3)]
     with ThreadPoolExecutor(9) as threads:
-        futures = [threads.submit(client.read, request_of("v")) for client in clients * 3]
+        asked = request_of("v", fixed=True)
+        futures = [threads.submit(client.read, asked) for client in clients * 3]
         replies = [future.result() for future in futures]
     assert all(same(reply, FakeReader().read(request_of("v"))) for reply in replies)
-    clients[0].read(request_of("v"))
+    clients[0].read(asked)
     assert (tmp_path / "decoded.log").read_text().split() == ["v"]
     counters = server.counters.get()
     assert counters["coalesced"] + counters["cache_hits"] == 9
@@ -153,22 +154,22 @@ def test_metrics_and_health_are_seen(open_server: OpenServer, open_client: OpenC
     try:
         client = open_client(f"127.0.0.1:{server.port}")
         for _ in range(3):
-            client.read(request_of("v"))
+            client.read(request_of("v", fixed=True))
         with pytest.raises(MissingVideo):
             client.read(request_of("missing"))
         url = f"http://127.0.0.1:{endpoint.port}"
         text = urllib.request.urlopen(f"{url}/metrics", timeout=5).read().decode()
         values = {
-            (sample.name, sample.labels.get("outcome")): sample.value
+            (sample.name, sample.labels.get("call"), sample.labels.get("outcome")): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             if sample.labels.get("le") in (None, "+Inf")
         }
-        assert values["rushes_frames_request_seconds_count", "ok"] == 3
-        assert values["rushes_frames_request_seconds_count", "missing"] == 1
-        assert values["rushes_frames_cache_hits_total", None] == 2
-        assert values["rushes_frames_decoded_per_returned", None] == 10.0
-        assert values["rushes_frames_queue_depth", None] == 0
+        assert values["rushes_frames_request_seconds_count", "read", "ok"] == 3
+        assert values["rushes_frames_request_seconds_count", "read", "missing"] == 1
+        assert values["rushes_frames_cache_hits_total", None, None] == 2
+        assert values["rushes_frames_decoded_per_returned", None, None] == 10.0
+        assert values["rushes_frames_queue_depth", None, None] == 0
         assert urllib.request.urlopen(f"{url}/healthz", timeout=5).read() == b"ok\n"
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{url}/etc/passwd", timeout=5)

@@ -15,6 +15,7 @@ from rushes import errors
 from rushes.errors import RefusedVideo, RushesError, ServiceError
 from rushes.video.request import Audio, Box, Features, Frames, Reply, Request, Size
 from rushes.video.service import wire
+from rushes.video.service.limits import RequestLimits, check_id
 
 FULL = Request(
     "a/b c.mp4",
@@ -26,6 +27,7 @@ FULL = Request(
     ),
     "strict",
     1.25,
+    True,
 )
 
 
@@ -44,6 +46,7 @@ def test_requests_keep_every_bit() -> None:
         {"outputs": [{"kind": "audio", "name": "x"}]},
         {"outputs": 5},
         {"deadline": "soon"},
+        {"fixed": 1},
     ],
 )
 def test_other_requests_are_refused(change: dict[str, Any]) -> None:
@@ -143,6 +146,8 @@ def asking(*outputs: Any, video: str = "v", deadline: float | None = None) -> Re
         (asking(Audio(0.0, 1e6)), "seconds of audio"),
         (asking(Audio(2.0, 1.0)), "from 2.0 s to 1.0 s"),
         (asking(Audio(0.0, 1.0, 10**9)), "Hz"),
+        (asking(Audio(0.0, 1.0, -5)), "-5 Hz, at least 1"),
+        (asking(Audio(0.0, 1.0, 8000, "x" * 5000)), "5000 characters of a name"),
         (asking(Frames((0.0,)), Frames((0.0,))), "one name"),
         (asking(*[Audio(0, 1, 8000, str(i)) for i in range(99)]), "99 outputs"),
         (asking(deadline=1e9), "deadline"),
@@ -153,7 +158,7 @@ def asking(*outputs: Any, video: str = "v", deadline: float | None = None) -> Re
 )
 def test_limits_tell_value_and_limit(request_: Request, text: str) -> None:
     with pytest.raises(RefusedVideo, match=text):
-        wire.RequestLimits().check(request_)
+        RequestLimits().check(request_)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +168,10 @@ def test_limits_tell_value_and_limit(request_: Request, text: str) -> None:
 )  # fmt: skip
 def test_ids_are_no_paths(video: str) -> None:
     with pytest.raises(RefusedVideo) as caught:
-        wire.check_id(video)
+        check_id(video)
     assert caught.value.reason == "hostile"
 
 
 @pytest.mark.parametrize("video", ["video7", "a/b/c.mp4", "..x", "a:b", "v..1", "caf\u00e9 1"])
 def test_ordinary_ids_pass(video: str) -> None:
-    wire.check_id(video)
+    check_id(video)

@@ -1,0 +1,151 @@
+"""What strangers send does not fill a server's memory."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.helpers import ROOT
+from tests.video.service.conftest import ServerProcess
+from tests.video.service.fakes import FakeReader, request_of, same
+
+from rushes.errors import ServiceError
+from rushes.video.service.client import ServiceReader
+from rushes.video.service.connections import connections, disconnect, peer_of, received
+from rushes.video.service.intake import IntakeGuard
+
+pytestmark = pytest.mark.attack
+
+TOKEN = "correct-horse-battery"
+MESSAGE = 600 << 20
+
+SENDER = """
+import sys, threading
+import pyarrow.flight as flight
+
+ticket = flight.Ticket(bytes(int(sys.argv[2])))
+headers = [(b"authorization", sys.argv[3].encode())] if sys.argv[3] else []
+
+def send():
+    client = flight.connect(f"grpc://{sys.argv[1]}")
+    client.do_get(ticket, flight.FlightCallOptions(timeout=60, headers=headers)).read_all()
+
+threads = [threading.Thread(target=send) for _ in range(int(sys.argv[4]))]
+for thread in threads: thread.start()
+"""
+
+
+def peak_memory(pid: int) -> int:
+    """The most that a process ever had resident, in MB."""
+    [line] = [
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
+    return int(line.split()[1]) >> 10
+
+
+def disconnected(client: ServiceReader) -> int:
+    """Connections that the server has cut."""
+    [server] = client.servers.values()
+    count: int = json.loads(server.status())["counters"].get("disconnected", 0)
+    return count
+
+
+@pytest.mark.parametrize("bearer", ["", f"Bearer {TOKEN}"], ids=["stranger", "known"])
+def test_huge_messages_cost_the_server_little_memory(
+    spawn_server: Callable[..., ServerProcess],
+    open_client: Callable[..., ServiceReader],
+    bearer: str,
+) -> None:
+    server = spawn_server(token=TOKEN)
+    assert server.process is not None
+    honest = open_client(server.address, token=TOKEN)
+    assert honest.read(request_of("v")).video_id == "v"
+    before = peak_memory(server.process.pid)
+    arguments = [server.address, str(MESSAGE), bearer, "3"]
+    program = [sys.executable, "-c", SENDER, *arguments]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.DEVNULL) as sender:
+        deadline = time.monotonic() + 60
+        while disconnected(honest) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        sender.kill()
+    grown = peak_memory(server.process.pid) - before
+    assert grown < 450, f"{grown} MB for {3 * MESSAGE >> 20} MB sent"
+    assert same(honest.read(request_of("w")), FakeReader().read(request_of("w")))
+    assert honest.servers[server.address].well
+
+
+def test_a_message_larger_than_any_request_is_refused(
+    spawn_server: Callable[..., ServerProcess], open_client: Callable[..., ServiceReader]
+) -> None:
+    server = spawn_server()
+    client = open_client(server.address)
+    with pytest.raises(ServiceError, match=r"a message of \d+ bytes, at most 1048576"):
+        client.servers[server.address].describe("v" * (2 << 20), time.monotonic() + 5)
+    assert client.read(request_of("v")).video_id == "v"
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+def pair(listener: socket.socket) -> tuple[socket.socket, socket.socket, str]:
+    theirs = socket.create_connection(listener.getsockname())
+    ours, (host, port) = listener.accept()
+    return ours, theirs, f"ipv4:{host}:{port}"
+
+
+def test_strangers_may_send_little_and_known_ones_more(listener: socket.socket) -> None:
+    cuts: list[int] = []
+    guard = IntakeGuard(listener.getsockname()[1], lambda: 0, cuts.append, stranger_bytes=10_000)
+    known, friend, peer = pair(listener)
+    guard.accepted(peer)
+    unknown, stranger, _ = pair(listener)
+    with known, friend, unknown, stranger:
+        for sender, ours in ((friend, known), (stranger, unknown)):
+            sender.sendall(bytes(20_000))
+            taken = 0
+            while taken < 20_000:
+                taken += len(ours.recv(20_000))
+        stranger.settimeout(5)
+        assert stranger.recv(1) == b""  # hung up
+        friend.sendall(b"still there")
+        assert known.recv(100) == b"still there"
+    guard.close()
+    assert cuts == [1]
+
+
+def test_the_kernel_counts_what_came(listener: socket.socket) -> None:
+    ours, theirs, text = pair(listener)
+    with ours, theirs:
+        theirs.sendall(bytes(12_345))
+        while len(ours.recv(20_000, socket.MSG_PEEK)) < 12_345:
+            pass
+        found = [received(c) for peer, c in connections() if peer == peer_of(text)]
+        assert found == [12_345]
+        assert disconnect(peer_of(text))
+        assert theirs.recv(1) == b""
+    assert not disconnect(peer_of(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "peer"),
+    [
+        ("ipv4:10.0.0.1:80", ("10.0.0.1", 80)),
+        ("ipv6:%5B::1%5D:4711", ("::1", 4711)),
+        ("ipv6:[::ffff:127.0.0.1]:9", ("127.0.0.1", 9)),
+        ("unix:/tmp/x", ("", 0)),
+    ],
+)
+def test_peers_are_read_as_grpc_writes_them(text: str, peer: tuple[str, int]) -> None:
+    assert peer_of(text) == peer

@@ -1,0 +1,160 @@
+"""Workers are judged by what a video has had; callers are told at their deadline all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.video.service.conftest import spec
+from tests.video.service.fakes import FakeReader, request_of, same
+
+from rushes.errors import DecodeTimeout, Quarantined
+from rushes.video.service.effort import OwnTime
+from rushes.video.service.pool import PoolReader
+from rushes.video.service.process import WorkerSpec
+
+pytestmark = pytest.mark.fault
+
+OpenPool = Callable[..., PoolReader]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+@contextmanager
+def crowded(pids: list[int], rivals: int = 5) -> Iterator[None]:
+    """Let processes share one CPU with others that never pause."""
+    cpu = min(os.sched_getaffinity(0))
+    program = f"import os; os.sched_setaffinity(0, [{cpu}])\nwhile True: pass"
+    burners = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(rivals)]
+    try:
+        for pid in pids:
+            os.sched_setaffinity(pid, [cpu])
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait(10)
+
+
+def test_waiting_for_a_cpu_is_not_held_against_a_video(open_pool: OpenPool) -> None:
+    pool = open_pool(num_workers=1, deadline=1.0)
+    with crowded(pool.worker_pids()):
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(DecodeTimeout, match="the deadline was 1 s"):
+                pool.read(request_of("busy_1"))
+            assert time.monotonic() - started < 2.5
+            # Its half second of work takes three in this crowd; it is let finish.
+            wait_until(lambda: pool.slots.num_free == pool.slots.num_slots - 1)
+    assert pool.num_restarts == 0
+    assert pool.quarantine.videos() == {}
+    assert same(pool.read(request_of("busy_1")), FakeReader().read(request_of("busy_1")))
+
+
+def test_time_in_a_crowd_is_not_ones_own() -> None:
+    with crowded([]):
+        cpu = min(os.sched_getaffinity(0))
+        program = f"import os; os.sched_setaffinity(0, [{cpu}])\nwhile True: pass"
+        with subprocess.Popen([sys.executable, "-c", program]) as process:
+            own = OwnTime(process.pid)
+            own.look()
+            started = time.monotonic()
+            while time.monotonic() - started < 2.0:
+                time.sleep(0.1)
+                own.look()
+            assert own.idle < 1.0
+            assert own.seconds < 1.2  # of two, with five others beside it
+            process.kill()
+
+
+def test_a_decoder_that_spins_costs_two_full_deadlines(open_pool: OpenPool) -> None:
+    pool = open_pool(num_workers=1, deadline=1.0)
+    for strike in (1, 2):
+        with pytest.raises(DecodeTimeout, match=r"the deadline was 0\.2 s"):
+            pool.read(request_of("spin_1", deadline=0.2))
+        wait_until(lambda strike=strike: pool.num_restarts == strike)  # type: ignore[misc]
+    with pytest.raises(Quarantined, match="killed 2 workers"):
+        pool.read(request_of("spin_1"))
+
+
+def test_a_hang_under_short_deadlines_frees_the_worker_and_adds_up(open_pool: OpenPool) -> None:
+    pool = open_pool(num_workers=1, deadline=2.0)
+    kills = 0
+    while not pool.quarantine.videos():
+        started = time.monotonic()
+        with pytest.raises((DecodeTimeout, Quarantined)):
+            pool.read(request_of("hang_1", deadline=0.3))
+        assert time.monotonic() - started < 1.0
+        kills += 1
+        wait_until(lambda kills=kills: pool.num_restarts == kills, 5.0)  # type: ignore[misc]
+        assert kills < 8
+    assert kills >= 3  # no single hurried read is a strike
+    assert same(pool.read(request_of("v", deadline=10.0)), FakeReader().read(request_of("v")))
+
+
+def test_an_idle_worker_that_is_killed_is_replaced_at_once(open_pool: OpenPool) -> None:
+    pool = open_pool()
+    first, other = pool.worker_pids()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: first not in pool.worker_pids(), 2.0)
+    wait_until(lambda: len(pool.worker_pids()) == 2)
+    assert other in pool.worker_pids()
+    assert pool.num_restarts == 1
+    for i in range(8):
+        pool.read(request_of(f"v{i}"))
+    assert pool.num_restarts == 1
+
+
+def test_no_video_is_blamed_for_a_worker_that_died_before_it(
+    open_pool: OpenPool, tmp_path: Path
+) -> None:
+    pool = open_pool(spec(tmp_path), num_workers=1)
+    for i in range(4):
+        os.kill(pool.worker_pids()[0], signal.SIGKILL)
+        # It costs a worker of its own, which leaves it one more before it is quarantined.
+        assert pool.read(request_of(f"once_{i}")).video_id == f"once_{i}"
+    assert pool.quarantine.videos() == {}
+
+
+def test_starting_a_worker_takes_no_caller_past_its_deadline(
+    open_pool: OpenPool, tmp_path: Path
+) -> None:
+    factory = "tests.video.service.fakes:open_slowly"
+    slowly = WorkerSpec(factory, {"folder": str(tmp_path), "seconds": 6.0}, 1 << 30)
+    pool = open_pool(slowly, num_workers=1)
+    assert pool.read(request_of("v")).video_id == "v"
+    os.kill(pool.worker_pids()[0], signal.SIGKILL)
+    started = time.monotonic()
+    submitted = [pool.submit(request_of(f"s{i}", deadline=0.5)) for i in range(3)]
+    with pytest.raises(DecodeTimeout, match=r"the deadline was 0\.5 s"):
+        pool.read(request_of("v", deadline=0.5))
+    for future in submitted:
+        with pytest.raises(DecodeTimeout, match=r"the deadline was 0\.5 s"):
+            future.result(5)
+    assert time.monotonic() - started < 2.0
+    assert pool.read(request_of("v")).video_id == "v"  # the worker was let start
+
+
+def test_those_behind_a_hanging_video_are_told_in_time(open_pool: OpenPool) -> None:
+    pool = open_pool(num_workers=1, deadline=4.0)
+    hanging = pool.submit(request_of("spin_1"))
+    started = time.monotonic()
+    waiting = [pool.submit(request_of(f"v{i}", deadline=0.5)) for i in range(3)]
+    for future in waiting:
+        with pytest.raises(DecodeTimeout, match="wait for a worker"):
+            future.result(5)
+    assert time.monotonic() - started < 1.5
+    with pytest.raises(DecodeTimeout):
+        hanging.result(20)
