@@ -13,24 +13,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from hashlib import blake2b
-from typing import TypeVar
 
-from rushes.errors import ConfigError, MissingVideo, RushesError, ServiceError
+from rushes.errors import ConfigError, DecodeTimeout, MissingVideo, RushesError, ServiceError
 from rushes.log import get_logger
 from rushes.video.request import Reply, Request, VideoInfo
 from rushes.video.service import wire
 from rushes.video.service.cache import SharedReads
 from rushes.video.service.jobs import Counters
 from rushes.video.service.pool import PoolReader
-from rushes.video.service.remote import Health, Refused, RemoteServer, Unreachable
+from rushes.video.service.remote import (
+    Answer,
+    Health,
+    Refused,
+    RemoteServer,
+    TimedOut,
+    Unreachable,
+)
 from rushes.video.service.wire import Busy, Packed
 
 log = get_logger(__name__)
 
-Answer = TypeVar("Answer")
 _TICK = 0.1
 _BACKOFF = (0.02, 0.5)
 """First and longest wait, in seconds, before full servers are asked again."""
+_THREADS = 256
+"""Submitted reads that are worked on at once; more wait for these."""
 
 
 def home_order(video_id: str, addresses: Sequence[str]) -> list[str]:
@@ -74,9 +81,7 @@ class ServiceReader:
         health: Health | None = None,
     ) -> None:
         for address in addresses:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdigit():
-                raise ConfigError(f"frame server {address!r}: expected host:port")
+            check_address(address)
         if not addresses:
             raise ConfigError("frames: flight:// names no server")
         self.deadline = deadline
@@ -87,7 +92,9 @@ class ServiceReader:
         self._fallback_lock = threading.Lock()
         watch = health or Health()
         self.servers = {a: RemoteServer(a, token, tls_ca, watch) for a in addresses}
-        self._threads = ThreadPoolExecutor(256, thread_name_prefix="rushes-fetch")
+        # Attempts run on the servers' own threads: were they here, a full pool of reads would
+        # wait for ever for attempts that wait for a thread.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rushes-fetch")
         try:
             self._look_at_all()
         except Refused:
@@ -95,15 +102,23 @@ class ServiceReader:
             raise
 
     def _look_at_all(self) -> None:
-        looks = [self._threads.submit(server.look) for server in self.servers.values()]
+        looks = [server.start(server.look) for server in self.servers.values()]
         for look in looks:
             look.result()
         for server in self.servers.values():
             server.start_watching()
 
     def submit(self, request: Request) -> Future[Reply]:
-        """Start a read."""
-        return self._threads.submit(self.read, request)
+        """Start a read; its time runs from now on, also while it waits for others."""
+        allowed = self.deadline if request.deadline is None else request.deadline
+        return self._threads.submit(self._read_until, request, time.monotonic() + allowed, allowed)
+
+    def _read_until(self, request: Request, until: float, allowed: float) -> Reply:
+        remaining = until - time.monotonic()
+        if remaining <= 0:
+            detail = f"waited behind other reads; the deadline was {allowed:g} s"
+            raise DecodeTimeout(request.video_id, detail)
+        return self.read(dataclasses.replace(request, deadline=remaining))
 
     def read(self, request: Request) -> Reply:
         """The named arrays, the same to the bit as those of a local reader.
@@ -113,7 +128,7 @@ class ServiceReader:
             ServiceError: no server answered within the deadline and the files are not here.
         """
         allowed = self.deadline if request.deadline is None else request.deadline
-        if self.shared is None:
+        if self.shared is None or not request.fixed:
             return wire.unpack(self._read_packed(request))
         return wire.unpack(self.shared.read(request, self._read_packed, allowed))
 
@@ -135,14 +150,18 @@ class ServiceReader:
 
     def start(self, ask: Callable[[RemoteServer], Answer], server: RemoteServer) -> Future[Answer]:
         """Run one attempt on a thread of its own, so that it can be left alone."""
-        return self._threads.submit(self._attempt, ask, server)
+        return server.start(lambda: self._attempt(ask, server))
 
     def _attempt(self, ask: Callable[[RemoteServer], Answer], server: RemoteServer) -> Answer:
         started = time.monotonic()
         answer = ask(server)
-        others = [s.latency for s in self.servers.values() if s is not server and s.latency]
-        server.note_latency(time.monotonic() - started, min(others, default=0.0))
+        self.note_latency(server, time.monotonic() - started)
         return answer
+
+    def note_latency(self, server: RemoteServer, seconds: float) -> None:
+        """Hold how long a server took against the fastest of the others."""
+        others = [s.latency for s in self.servers.values() if s is not server and s.latency]
+        server.note_latency(seconds, min(others, default=0.0))
 
     def fallback(self) -> PoolReader | None:
         """The local pool, opened by the first who needs it; None where there is none."""
@@ -181,7 +200,7 @@ class _Hunt:
         self._second_at = time.monotonic() + allowed / 2
         self._problems: dict[str, str] = {}
         self._missing: MissingVideo | None = None
-        self._full = False
+        self._full = self._slow = False
         self._backoff = _BACKOFF[0]
 
     def run(
@@ -210,7 +229,9 @@ class _Hunt:
             if self._missing is not None:
                 raise self._missing
             if remaining <= self._backoff:
-                raise ServiceError(self._report())
+                if self._slow:  # somebody is there and works on it: the video's fault, if any
+                    raise DecodeTimeout(self.video_id, self._report())
+                raise ServiceError(f"{self.video_id}: {self._report()}")
             time.sleep(self._backoff)
             self._backoff = min(2 * self._backoff, _BACKOFF[1])
 
@@ -219,6 +240,7 @@ class _Hunt:
         self._full, self._missing = False, None
         waiting = self._servers()
         underway: dict[Future[Answer], RemoteServer] = {}
+        started = time.monotonic()
         while time.monotonic() < self.deadline:
             if not underway or (time.monotonic() > self._second_at and len(underway) == 1):
                 server = next(waiting, None)
@@ -234,11 +256,19 @@ class _Hunt:
             for future, server in list(underway.items()):
                 if not server.well:
                     self._problems[server.address] = "stopped answering"
+                    future.cancel()
                     del underway[future]
-        for server in underway.values():
-            self._problems[server.address] = f"no answer in {self.allowed:g} s"
-            server.note_bad(self._problems[server.address])
+        for future, server in underway.items():
+            future.cancel()
+            self._too_slow(server, time.monotonic() - started)
         return None
+
+    def _too_slow(self, server: RemoteServer, seconds: float) -> None:
+        """A server let our time pass: whether it is well the watcher finds out, not our hurry."""
+        self._problems[server.address] = f"no answer in {seconds:.3g} s"
+        self._slow |= server.well
+        if seconds > server.latency:
+            self.reader.note_latency(server, seconds)
 
     def _servers(self) -> Iterator[RemoteServer]:
         servers = self.reader.servers
@@ -252,6 +282,8 @@ class _Hunt:
     def _judged(self, future: Future[Answer], server: RemoteServer) -> Answer | None:
         try:
             return future.result()
+        except TimedOut:
+            self._too_slow(server, self.allowed)
         except Unreachable as error:
             self._problems[server.address] = str(error)
             server.note_bad(str(error))
@@ -269,4 +301,14 @@ class _Hunt:
 
     def _report(self) -> str:
         tried = "; ".join(f"{address}: {what}" for address, what in self._problems.items())
-        return f"{self.video_id}: no frame server answered within {self.allowed:g} s ({tried})"
+        return f"no frame server answered within {self.allowed:g} s ({tried})"
+
+
+def check_address(address: str) -> None:
+    """Raise `ConfigError` for what is no `host:port`."""
+    host, _, port = address.rpartition(":")
+    bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if not host or bare or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"frame server {address!r}: expected host:port, port 1 to 65535, IPv6 as [::1]:port"
+        )

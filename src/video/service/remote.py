@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -22,6 +23,7 @@ from rushes.video.service.wire import Busy, Packed
 
 log = get_logger(__name__)
 
+Answer = TypeVar("Answer")
 _OPTIONS = [
     # Reconnect soon after a restart; have a connection of our own, by which the server knows us.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -31,8 +33,19 @@ _OPTIONS = [
 ]
 
 
+_THREADS = 256
+"""Attempts at one server that may be under way; its window lets far fewer through."""
+_MARGIN = (0.05, 0.25)
+"""Share of the time, and at most so many seconds, by which a server gives up before its client, so
+that its verdict on a video arrives."""
+
+
 class Unreachable(Exception):
     """The server is down, hangs or broke the connection; `str()` says which."""
+
+
+class TimedOut(Unreachable):
+    """No answer came in the time that the caller had; that alone says nothing of the server."""
 
 
 class Refused(ServiceError):
@@ -97,6 +110,8 @@ class RemoteServer:
             f"{scheme}://{address}", generic_options=_OPTIONS, **secure
         )
         self._window = _Window()
+        # Of its own: attempts at a server that hangs must not take the threads of the others.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"rushes-ask-{address}")
         self._stop = threading.Event()
         self._watcher = threading.Thread(
             target=self._watch, name=f"rushes-watch-{address}", daemon=True
@@ -107,14 +122,23 @@ class RemoteServer:
         """Whether new requests should go here."""
         return self.well and time.monotonic() >= self.resting_until
 
+    def start(self, attempt: Callable[[], Answer]) -> Future[Answer]:
+        """Run one attempt on a thread, so that it can be left alone."""
+        try:
+            return self._threads.submit(attempt)
+        except RuntimeError as error:
+            raise ServiceError(f"the connection to {self.address} is closed") from error
+
     def start_watching(self) -> None:
         """From now on keep `well` up to date."""
         self._watcher.start()
 
     def hello(self) -> None:
         """One look: raises `Unreachable`, or `Refused` for a wrong token."""
-        greeting = wire.unpackb(self._action("hello", b"", self.health.timeout))
-        self._window.resize(max(1, int(greeting["window"])))
+        window = wire.mapping(self._action("hello", b"", self.health.timeout)).get("window")
+        if not isinstance(window, int) or window < 1:
+            raise ServiceError(f"{self.address} is no frame server: its window is {window!r:.80}")
+        self._window.resize(window)
 
     def fetch(self, request: Request, deadline: float) -> Packed:
         """Ask for one reply.
@@ -130,7 +154,9 @@ class RemoteServer:
         """
         with self._window.entered(deadline), _translated(self.address):
             remaining = max(deadline - time.monotonic(), 0.001)
-            plain = wire.encode_request(replace(request, deadline=remaining))
+            share, most = _MARGIN
+            within = remaining - min(share * remaining, most)
+            plain = wire.encode_request(replace(request, deadline=within))
             ticket = flight.Ticket(msgpack.packb({"v": wire.VERSION, "request": plain}))
             stream = self._client.do_get(ticket, self._call(remaining + 0.5))
             packed = _received(stream)
@@ -149,6 +175,8 @@ class RemoteServer:
     def _action(self, kind: str, body: bytes, timeout: float) -> bytes:
         with _translated(self.address):
             results = list(self._client.do_action(flight.Action(kind, body), self._call(timeout)))
+            if not results:
+                raise ServiceError(f"{self.address} is no frame server: {kind} gave nothing")
             answer: bytes = results[0].body.to_pybytes()
             return answer
 
@@ -167,15 +195,19 @@ class RemoteServer:
         if not self.well:
             log.info("frame server %s is back", self.address)
         self.well = True
+        self._window.open()
 
     def note_bad(self, reason: str) -> None:
         """Avoid this server until a look finds it well."""
         if self.well:
             log.warning("frame server %s is avoided: %s", self.address, reason[:300])
         self.well = False
+        self._window.shut()  # those who wait for their turn need not
 
     def note_latency(self, seconds: float, fastest: float) -> None:
-        """Remember how long an answer took; rest when that is far from the fastest server's."""
+        """Remember how long an answer took, or was waited for in vain; rest when that is far from
+        the fastest server's.
+        """
         self.latency = seconds if not self.latency else 0.7 * self.latency + 0.3 * seconds
         limit = max(self.health.slow_seconds, self.health.slow_factor * fastest)
         if fastest and self.latency > limit:
@@ -197,6 +229,8 @@ class RemoteServer:
         self._stop.set()
         if self._watcher.is_alive():
             self._watcher.join(self.health.timeout + 1.0)
+        self._window.shut()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
 
@@ -204,7 +238,10 @@ def _received(stream: Any) -> Packed:
     header = (stream.schema.metadata or {}).get(wire.HEADER)
     if header is None:
         raise ServiceError("this is no frame server: its reply has no header")
-    buffer = stream.read_chunk().data.column(0).buffers()[1]
+    data = stream.read_chunk().data
+    if data.num_columns != 1 or data.schema.field(0).type != pa.uint8():
+        raise ServiceError("this is no frame server: its reply is no column of bytes")
+    buffer = data.column(0).buffers()[1]
     with contextlib.suppress(StopIteration):
         stream.read_chunk()  # the end, and with it the call's status
     if buffer is None or buffer.size == 0:
@@ -223,6 +260,8 @@ def _translated(address: str) -> Iterator[None]:
         if not error.extra_info:
             raise Unreachable(f"{address}: {_first_line(error)}") from None
         raise wire.decode_error(wire.unpackb(error.extra_info)) from None
+    except flight.FlightTimedOutError:
+        raise TimedOut(f"{address}: no answer in the time there was") from None
     except (pa.ArrowException, OSError, StopIteration) as error:
         raise Unreachable(f"{address}: {type(error).__name__}: {_first_line(error)}") from None
 
@@ -235,7 +274,7 @@ class _Window:
     """How many requests we may have under way; the server says."""
 
     def __init__(self, size: int = 4) -> None:
-        self._size, self._used = size, 0
+        self._size, self._used, self._shut = size, 0, False
         self._changed = threading.Condition()
 
     def resize(self, size: int) -> None:
@@ -243,10 +282,22 @@ class _Window:
             self._size = size
             self._changed.notify_all()
 
+    def open(self) -> None:
+        with self._changed:
+            self._shut = False
+
+    def shut(self) -> None:
+        """Send those away who wait."""
+        with self._changed:
+            self._shut = True
+            self._changed.notify_all()
+
     @contextlib.contextmanager
     def entered(self, deadline: float) -> Iterator[None]:
         with self._changed:
             while self._used >= self._size:
+                if self._shut:
+                    raise Unreachable("it stopped answering")
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or not self._changed.wait(remaining):
                     raise Busy(f"{self._used} requests of ours are under way")

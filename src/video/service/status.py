@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rushes.errors import ServiceError
+from rushes.video.service.client import check_address
 from rushes.video.service.remote import Health, RemoteServer, Unreachable
 
 
@@ -13,6 +14,7 @@ def fetch_status(
     address: str, token: str | None = None, tls_ca: bytes | None = None
 ) -> dict[str, Any]:
     """The status of the server at `host:port`; raises `ServiceError` if it does not answer."""
+    check_address(address)
     server = RemoteServer(address, token, tls_ca, Health())
     try:
         status: dict[str, Any] = json.loads(server.status())
