@@ -10,7 +10,7 @@ import csv
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,12 +61,14 @@ class Catalogue:
     def __init__(
         self,
         root: Path | None,
-        entries: Mapping[str, Source] | None,
+        entries: Mapping[str, Source | VideoError] | None,
         *,
         kind: SourceKind = "file",
         low_root: Path | None = None,
     ) -> None:
-        if entries and all(source.kind == "images" for source in entries.values()):
+        if entries and all(
+            isinstance(source, Source) and source.kind == "images" for source in entries.values()
+        ):
             kind = "images"
         self.root, self.low_root, self.kind = root, low_root, kind
         self._entries = entries
@@ -106,9 +108,9 @@ class Catalogue:
             return False
         return True
 
-    def inventory(self) -> list[Source | VideoError]:
+    def inventory(self, endings: Collection[str] = VIDEO_SUFFIXES) -> list[Source | VideoError]:
         """Everything that is there, good or bad: what `locate` says of every id; of a folder of
-        files, every entry with a video's ending, be it a file, a link, a pipe or a folder.
+        files, every entry with one of the endings, be it a file, a link, a pipe or a folder.
         """
         if self.kind == "file" and self._entries is None:
             assert self.root is not None
@@ -116,7 +118,7 @@ class Catalogue:
                 Path(folder, name)
                 for folder, folders, names in os.walk(self.root)
                 for name in (*folders, *names)
-                if Path(name).suffix.lower() in VIDEO_SUFFIXES
+                if Path(name).suffix.lower() in endings
             ]
             return [self._judged(path, self.root) for path in sorted(found)]
         told: list[Source | VideoError] = []
@@ -152,6 +154,8 @@ class Catalogue:
             source = self._entries.get(video_id)
             if source is None:
                 raise MissingVideo(video_id, f"not among {len(self._entries)} listed videos")
+            if isinstance(source, VideoError):
+                raise source
             if source.kind == "file" and not _is_file(source.path):
                 if _mode(source.path):
                     detail = f"{source.path} is no regular file"

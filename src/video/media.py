@@ -20,6 +20,11 @@ from rushes.video.sniff import HEAD_BYTES, cut_short, sniff
 
 _FORMAT_NAMES = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
 
+_GIF_END = b"\0\x3b"
+"""The end of the last block and of the file."""
+_GIF_TAIL = 64
+"""Bytes in which it must lie; some programs write a little more after it."""
+
 
 class Bytes:
     """Random access to the bytes of a source, without any decoding library."""
@@ -74,6 +79,8 @@ def check_bytes(source: Source, content: Bytes, limits: Limits) -> tuple[str, bo
         )
     if container == "mov":
         return container, _boxes_cut_short(content)
+    if container == "gif":
+        return container, _GIF_END not in content.read(max(0, content.size - _GIF_TAIL), _GIF_TAIL)
     return container, cut_short(container, head, content.size)
 
 

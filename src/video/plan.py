@@ -25,6 +25,8 @@ from rushes.errors import StorageError, VideoError
 from rushes.video.catalogue import Catalogue, Source, open_catalogue
 from rushes.video.decoder import plan_runs
 from rushes.video.index import VideoIndex
+from rushes.video.limits import Limits
+from rushes.video.media import open_media
 from rushes.video.readers.pyav_reader import PyAVReader
 from rushes.video.request import Frames, Request, Size
 from rushes.video.store import open_store
@@ -134,11 +136,11 @@ def calibrate(
     return Model(float(fitted[0]), float(fitted[1]), error)
 
 
-def _excerpt(source: Source, height: int) -> list[Any]:
+def _excerpt(source: Source, index: VideoIndex, height: int) -> list[Any]:
     frames: list[Any] = []
-    with av.open(str(source.path)) as media:
-        for frame in media.decode(video=0):
-            width = round(frame.width * height / frame.height / 2) * 2
+    with open_media(source, index.container, Limits()) as media:
+        for frame in media.decode(media.streams[index.stream]):
+            width = max(2, round(frame.width * height / frame.height / 2) * 2)
             frames.append(frame.reformat(width=width, height=height, format="yuv420p", threads=1))
             if len(frames) == _EXCERPT:
                 break
@@ -160,14 +162,26 @@ def _coded(frames: Sequence[Any], gop: int, crf: int) -> tuple[float, float]:
 
 
 def compressed(
-    source: Source, indexes: Sequence[VideoIndex], raw: float, model: Model, clips: ClipConfig
+    source: Source,
+    indexes: Sequence[VideoIndex],
+    raw: float,
+    model: Model,
+    clips: ClipConfig,
+    everything: int,
 ) -> list[Candidate]:
-    """Candidates of `rushes prepare`: short groups, at the size of the source or at most 480."""
+    """Candidates of `rushes prepare`: short groups, at the size of the source or at most 480.
+
+    Args:
+        source: one video, of which an excerpt is coded.
+        indexes: of the videos that were looked at; `raw` bytes in all.
+        everything: frames of the whole corpus, which tell how long preparing takes.
+    """
     found = []
     total = sum(index.info.num_frames for index in indexes)
-    heights = sorted({min(480, int(np.median([i.info.height for i in indexes]))) // 2 * 2})
+    heights = sorted({max(2, min(480, int(np.median([i.info.height for i in indexes])) // 2 * 2))})
+    index = next(i for i in indexes if i.info.video_id == source.video_id)
     for height in heights:
-        frames = _excerpt(source, height)
+        frames = _excerpt(source, index, height)
         for gop in _GOPS:
             size, seconds = _coded(frames, gop, 23)
             megapixels = frames[0].width * frames[0].height / 1e6
@@ -178,7 +192,7 @@ def compressed(
                     f"compressed: {height} lines, a key frame every {gop}",
                     model.predict(decoded * megapixels, groups),
                     size * total / raw,
-                    seconds * total,
+                    seconds * everything,
                     f"rushes prepare IN OUT --height {height} --gop {gop} --crf 23",
                 )
             )
@@ -186,9 +200,11 @@ def compressed(
 
 
 def stored(
-    source: Source, index: VideoIndex, total: int, raw: float, clips: ClipConfig
+    source: Source, index: VideoIndex, total: int, raw: float, clips: ClipConfig, everything: int
 ) -> Candidate:
-    """What the default store costs, measured on one video."""
+    """What the default store costs, measured on one video of the `total` frames and `raw` bytes
+    that were looked at, for `everything`, the frames of the whole corpus.
+    """
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
@@ -209,10 +225,10 @@ def stored(
             store.read(request_of(index, high, low))
             took.append(1000 * (time.perf_counter() - began))
         store.close()
-    share = total / index.info.num_frames
+    share, work = total / index.info.num_frames, everything / index.info.num_frames
     return Candidate(
         "store: a full-size frame every 12, the others at a quarter",
-        float(np.median(took)), totals.bytes_store * share / raw, seconds * share,
+        float(np.median(took)), totals.bytes_store * share / raw, seconds * work,
         "rushes store IN OUT",
     )  # fmt: skip
 
@@ -240,7 +256,9 @@ def _plan(
     ids = list(catalogue.ids())
     chosen = [ids[i] for i in sorted(generator.permutation(len(ids))[: 4 * videos].tolist())]
     indexes: list[VideoIndex] = []
+    looked = 0
     for video_id in chosen:
+        looked += 1
         try:
             index = reader.index(video_id)
         except VideoError:
@@ -255,13 +273,15 @@ def _plan(
     per_sample = [work(i, *draw(i, clips, generator)) for i in indexes for _ in range(32)]
     raw = float(sum(int(index.sizes.sum()) for index in indexes))
     total = sum(index.info.num_frames for index in indexes)
+    # All videos are to be prepared, not only those that were looked at.
+    frames = round(total * len(ids) / looked)
     middle = sorted(indexes, key=lambda i: i.info.num_frames)[len(indexes) // 2]
     source = catalogue.locate(middle.info.video_id)
     ms = float(np.mean([model.predict(*row) for row in per_sample]))
     candidates = [
         Candidate("raw files as they are", ms, 1.0, 0.0, ""),
-        *compressed(source, indexes, raw, model, clips),
-        stored(source, middle, total, raw, clips),
+        *compressed(source, indexes, raw, model, clips, frames),
+        stored(source, middle, total, raw, clips, frames),
     ]
     return {
         "model": asdict(model),
@@ -304,5 +324,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     print(f"recommended: {found['recommended']}")  # noqa: T201
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return 0

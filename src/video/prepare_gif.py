@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rushes.errors import ConfigError
-from rushes.video.catalogue import Catalogue
+from rushes.errors import ConfigError, VideoError
+from rushes.video.catalogue import Catalogue, Source
 from rushes.video.jobs import add_published_options, add_run_options, folders_of
 from rushes.video.prepare import add_encoding_options, compress_all, settings_of
 from rushes.video.transcode import gif_to_mp4
@@ -25,24 +26,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_options(parser)
     options = parser.parse_args(argv)
     source, target = folders_of(options)
-    catalogue = Catalogue.from_items(animations(source))
+    catalogue = Catalogue(source, animations(source))
     return compress_all(catalogue, target, settings_of(options, None), options, gif_to_mp4)
 
 
-def animations(folder: Path) -> dict[str, str | Path | bytes]:
-    """Id and path of every animation below a folder; the id is the path without its ending.
+def animations(folder: Path) -> dict[str, Source | VideoError]:
+    """Every animation below a folder, good or bad; the id is the path without its ending.
 
     Raises:
         ConfigError: no such folder, or two files of one id.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    found: dict[str, str | Path | bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in ENDINGS or path.name.startswith("."):
+    found: dict[str, Source | VideoError] = {}
+    paths: dict[str, Path] = {}
+    for entry in Catalogue(folder, None).inventory(ENDINGS):
+        path = Path(entry.video_id if isinstance(entry, Source) else entry.video)
+        if path.name.startswith(".") or (path.is_dir() and not path.is_symlink()):
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            raise ConfigError(f"{path} and {found[name]!r} would both become {name}.mp4")
-        found[name] = path
+            raise ConfigError(f"{path} and {paths[name]} would both become {name}.mp4")
+        paths[name] = path
+        found[name] = replace(entry, video_id=name) if isinstance(entry, Source) else entry
     return found

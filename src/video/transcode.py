@@ -115,6 +115,8 @@ def source_input(source: Source, index: VideoIndex, **options: Any) -> Any:
     """The ffmpeg-python input of a probed file: its own demuxer only, files only."""
     if (index.pts == NO_TIME).all() and (index.dts == NO_TIME).all():
         options["r"] = index.info.fps
+    if index.container == "gif":
+        options["min_delay"] = 1  # FFmpeg before 8 takes 10 ms for a mistake, and changes it
     return ffmpeg.input(
         file_url(source.path),
         f=index.container,

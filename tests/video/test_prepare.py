@@ -350,8 +350,16 @@ def test_animations_become_videos(tmp_path: Path) -> None:
     assert [r["video"] for r in rows(tmp_path / "o/bad_videos.jsonl")] == ["d"]
     for name in "abc":
         assert probe(tmp_path / f"o/{name}.mp4").num_frames == 4
+    # Links are judged as everywhere, folders are none.
+    (raw / "away.gif").symlink_to(tmp_path / "o/a.mp4")
+    (raw / "nowhere.png").symlink_to(raw / "nothing")
+    (raw / "folder.png").mkdir()
+    assert prepare_gif.main([str(raw), str(tmp_path / "o"), *QUICK]) == 1
+    bad = {r["video"]: r["reason"] for r in rows(tmp_path / "o/bad_videos.jsonl")}
+    assert (bad.pop("away"), bad.pop("nowhere")) == ("hostile", "not_video")
+    assert set(bad) == {"d"}
     frames[0].save(raw / "a.webp")
-    with pytest.raises(ConfigError, match=r"would both become a\.mp4"):
+    with pytest.raises(ConfigError, match=r"a\.webp and .*a\.gif would both become a\.mp4"):
         prepare_gif.main([str(raw), str(tmp_path / "o"), *QUICK])
 
 
