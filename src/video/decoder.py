@@ -13,8 +13,11 @@ from av.error import FFmpegError
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits, check_deadline
-from rushes.video.media import Bytes, bare_context, open_media
+from rushes.video.media import MAX_REORDER, Bytes, bare_context, open_media
 from rushes.video.packets import PacketFlag
+
+_REFERENCES = 6
+"""Pictures that a decoder keeps besides those that it holds back: most streams refer to four."""
 
 
 class StreamTrouble(Exception):
@@ -194,6 +197,17 @@ class Decoder:
         if self._content is not None:
             self._content.close()
         self._content = self._context = None
+
+
+def decoder_bytes(index: VideoIndex) -> int:
+    """Memory, about, of an open decoder: the pictures that it refers to and holds back."""
+    info = index.info
+    try:
+        bits = av.VideoFormat(info.pixel_format, 16, 16).padded_bits_per_pixel
+    except ValueError:
+        bits = 24
+    pictures = _REFERENCES + min(index.reorder_depth, MAX_REORDER)
+    return pictures * info.coded_width * info.coded_height * bits // 8
 
 
 def _numbered(media: Any, stream: Any) -> Iterator[tuple[int, Any]]:

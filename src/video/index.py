@@ -63,6 +63,11 @@ class VideoIndex:
     color_range: int = 0
     version: int = field(default=INDEX_VERSION)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory, about, with what is worked out from it on first use."""
+        return 64 * len(self.flags) + 32 * len(self.frame_packets) + len(self.extradata)
+
     @cached_property
     def packet_frames(self) -> IntArray:
         """Frame that each packet carries, int64 `P`; -1 where it carries none."""

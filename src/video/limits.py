@@ -24,6 +24,8 @@ class Limits:
         max_duration: seconds from the first picture to the last.
         max_bytes: size of the file.
         max_reply_bytes: size of all arrays that one request may ask for.
+        max_open_bytes: memory, about, in which a reader keeps videos open and their indexes at
+            hand; the one that is being read stays open in any case.
     """
 
     max_pixels: int = 36_000_000
@@ -31,6 +33,7 @@ class Limits:
     max_duration: float = 48 * 3600.0
     max_bytes: int = 256 * 2**30
     max_reply_bytes: int = 8 * 2**30
+    max_open_bytes: int = 2**30
 
 
 def check_deadline(video: str, deadline: float | None) -> None:

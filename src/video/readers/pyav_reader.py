@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rushes.errors import NotInStore, RefusedVideo, UnreadableVideo
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.convert import Converter
-from rushes.video.decoder import Decoder, Spent, StreamTrouble
+from rushes.video.decoder import Decoder, Spent, StreamTrouble, decoder_bytes
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
 from rushes.video.probe import build_index, fence, stat_key
@@ -43,6 +43,7 @@ class _Open:
     def __init__(self, source: Source, index: VideoIndex, limits: Limits, threads: int) -> None:
         self.source, self.index = source, index
         self.decoder = Decoder(source, index, limits, threads)
+        self.nbytes = decoder_bytes(index)
         info = index.info
         self.converter = Converter(
             source.video_id, Size(info.height, info.width), info.rotation, index.colorspace
@@ -56,7 +57,7 @@ class PyAVReader:
 
     Args:
         catalogue: where the videos are.
-        limits: what is refused.
+        limits: what is refused, and how much memory open videos may take.
         index_cache: folder that keeps packet indexes between runs; None keeps them in memory only.
         max_open: videos held open at once.
         threads: decoding threads.
@@ -108,13 +109,18 @@ class PyAVReader:
             if index.info.video_id != source.video_id:  # cached when the file had another id
                 index = replace(index, info=replace(index.info, video_id=source.video_id))
             self._remember((key, source.video_id), index)
+        else:
+            self._indexes.move_to_end((key, source.video_id))
         return index
 
     def _remember(self, key: tuple[bytes, str], index: VideoIndex) -> None:
         self._indexes[key] = index
         self._indexes.move_to_end(key)
-        while len(self._indexes) > _MEMORY_INDEXES:
-            self._indexes.popitem(last=False)
+        total = sum(kept.nbytes for kept in self._indexes.values())
+        while len(self._indexes) > 1 and (
+            len(self._indexes) > _MEMORY_INDEXES or total > self.limits.max_open_bytes // 2
+        ):
+            total -= self._indexes.popitem(last=False)[1].nbytes
 
     def _keep(self, source: Source, index: VideoIndex) -> None:
         if self.cache is not None and source.kind == "file":
@@ -201,9 +207,13 @@ class PyAVReader:
             video = _Open(source, index, self.limits, self.threads)
         self._videos[source.video_id] = video
         self._videos.move_to_end(source.video_id)
-        while len(self._videos) > self.max_open:
+        while len(self._videos) > 1 and self._too_many_open():
             self._videos.popitem(last=False)[1].decoder.close()
         return video
+
+    def _too_many_open(self) -> bool:
+        total = sum(video.nbytes for video in self._videos.values())
+        return len(self._videos) > self.max_open or total > self.limits.max_open_bytes // 2
 
     def release(self) -> None:
         """Give back all open files, decoders and indexes in memory; the next read opens anew."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from rushes.errors import RefusedVideo, UnreadableVideo
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.convert import Converter
+from rushes.video.decoder import decoder_bytes
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits, check_deadline
 from rushes.video.readers.asking import FrameAsk, check_request, check_size, plan_frames
@@ -159,9 +160,13 @@ class VerifiedReader(ABC):
             known = (index, self._open_video(source, index))
         self._open[source.video_id] = known
         self._open.move_to_end(source.video_id)
-        while len(self._open) > self.max_open:
+        while len(self._open) > 1 and self._too_many_open():
             self._close_video(self._open.popitem(last=False)[1][1])
         return known[1]
+
+    def _too_many_open(self) -> bool:
+        total = sum(decoder_bytes(index) for index, _ in self._open.values())
+        return len(self._open) > self.max_open or total > self.limits.max_open_bytes // 2
 
     def close(self) -> None:
         """Give back files and memory."""

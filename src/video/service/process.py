@@ -31,6 +31,9 @@ _START = (
 _TICK = 0.1
 """Seconds between two looks at a busy worker's memory."""
 
+_OPEN_SHARE = 4
+"""A worker keeps videos open in this part of its memory limit."""
+
 Watch = Callable[[], float]
 """Asked while a worker is waited for: the seconds until it wants to be asked again. It ends the
 wait by raising `ProcessGone`."""
@@ -73,12 +76,17 @@ def with_catalogue(
     memory_limit: int = 4 << 30,
     index_cache: str | Path | None = None,
 ) -> WorkerSpec:
-    """Workers that read a catalogue; its path is made absolute."""
+    """Workers that read a catalogue; its path is made absolute.
+
+    Videos that a worker keeps open take a share of its memory limit, so that many good ones
+    together do not look like one that outgrows it.
+    """
     arguments = {
         "catalogue_path": str(Path(catalogue_path).absolute()),
         "vis_format": vis_format,
         "videos_low": None if videos_low is None else str(Path(videos_low).absolute()),
         "backend": backend,
+        "open_bytes": memory_limit // _OPEN_SHARE or None,
         "index_cache": None if index_cache is None else str(Path(index_cache).absolute()),
     }
     return WorkerSpec(arguments=arguments, memory_limit=memory_limit)

@@ -40,13 +40,25 @@ def open_default(
     videos_low: str | None = None,
     backend: str = "pyav",
     index_cache: str | None = None,
+    open_bytes: int | None = None,
 ) -> VideoReader:
-    """The reader that a worker has unless told otherwise: a catalogue and a decoding backend."""
+    """The reader that a worker has unless told otherwise: a catalogue and a decoding backend.
+
+    Args:
+        open_bytes: memory in which it keeps videos open; the rest as for `open_catalogue` and
+            `open_reader`.
+    """
     from rushes.video.catalogue import open_catalogue
+    from rushes.video.limits import Limits
     from rushes.video.readers import open_reader
 
     catalogue = open_catalogue(catalogue_path, vis_format, videos_low)  # type: ignore[arg-type]
-    return open_reader(catalogue, backend, index_cache=Path(index_cache) if index_cache else None)
+    return open_reader(
+        catalogue,
+        backend,
+        limits=None if open_bytes is None else Limits(max_open_bytes=open_bytes),
+        index_cache=Path(index_cache) if index_cache else None,
+    )
 
 
 def make_reader(factory: str, arguments: dict[str, Any]) -> VideoReader:
