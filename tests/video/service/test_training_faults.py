@@ -24,6 +24,7 @@ from rushes.runner import run
 from rushes.video.service import process
 from rushes.video.service.client import ServiceReader
 from rushes.video.service.process import WorkerSpec
+from rushes.video.service.status import fetch_status
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -202,6 +203,89 @@ def test_a_server_restarted_on_its_port(corpus: Path, tmp_path: Path, expected: 
             one.start()
 
         assert trained(corpus, tmp_path, flight(one.address, other.address), fault) == expected
+
+
+RIVAL = """
+import sys
+from collections import deque
+from rushes.video.request import Frames, Request, Size
+from rushes.video.service.client import ServiceReader
+
+reader, videos = ServiceReader(sys.argv[1].split(",")), sys.argv[2].split(",")
+output, underway, asked = Frames(tuple(0.02 * i for i in range(64)), Size(256, 256)), deque(), 0
+while True:
+    underway.append(reader.submit(Request(videos[asked % len(videos)], (output,), deadline=60.0)))
+    asked += 1
+    if len(underway) > 8:
+        underway.popleft().exception()  # some videos are bad
+    if asked == 20:
+        print("ok", flush=True)
+"""
+
+
+def all_free(server: Server) -> bool:
+    """Nobody waits for or holds anything of the server's."""
+    status = fetch_status(server.address)
+    under_way = ("requests_waiting", "replies_being_sent", "queue_depth")
+    return not any(status[key] for key in under_way) and status["slots_free"] == status["slots"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def test_another_client_killed_mid_request(
+    corpus: Path, tmp_path: Path, expected: list[Loss]
+) -> None:
+    videos = ",".join(clip.stem for clip in (corpus / "videos").iterdir())
+    with two_servers(corpus) as servers:
+        frames = flight(*(server.address for server in servers))
+        program = [sys.executable, "-c", RIVAL, frames.removeprefix("flight://"), videos]
+        with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as rival:
+            assert rival.stdout is not None
+            assert rival.stdout.readline() == "ok\n"
+            before = [fetch_status(server.address)["counters"]["reads"] for server in servers]
+
+            def fault() -> None:
+                wait_until(lambda: not any(all_free(server) for server in servers))
+                rival.kill()
+                rival.wait(10)
+
+            try:
+                assert trained(corpus, tmp_path, frames, fault) == expected
+            finally:
+                rival.kill()
+        wait_until(lambda: all(all_free(server) for server in servers))
+        after = [fetch_status(server.address)["counters"] for server in servers]
+    assert all(new["reads"] > old for new, old in zip(after, before, strict=True))
+    assert not any(counters.get("restarts") for counters in after)
+
+
+def test_a_trainer_killed_mid_request(corpus: Path, tmp_path: Path, expected: list[Loss]) -> None:
+    program = (
+        "import sys; from pathlib import Path;"
+        "from tests.video.service.test_training_faults import trained;"
+        "trained(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])"
+    )
+    with two_servers(corpus) as servers:
+        frames, doomed = flight(*(server.address for server in servers)), tmp_path / "doomed"
+        trainer = subprocess.Popen(
+            [sys.executable, "-c", program, str(corpus), str(doomed), frames],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            metrics = doomed / "metrics.jsonl"
+            wait_until(lambda: metrics.exists() and metrics.read_text().count('"train"') >= AT, 120)
+            wait_until(lambda: trainer.poll() is not None or not all(map(all_free, servers)))
+            assert trainer.poll() is None, "it ended before it was killed"
+        finally:
+            trainer.kill()
+            trainer.wait(10)
+        wait_until(lambda: all(map(all_free, servers)))
+        assert trained(corpus, tmp_path / "again", frames) == expected
 
 
 def test_a_video_that_hangs_the_decoder(
