@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import av
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 from rushes.errors import MissingVideo, UnreadableVideo
 from rushes.video.convert import Converter
-from rushes.video.readers.asking import frames_at
+from rushes.video.limits import Limits
+from rushes.video.readers.asking import check_request, check_size, frames_at
 from rushes.video.request import Cost, Frames, Reply, Request, Size, VideoInfo, VideoReader
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,9 +29,9 @@ class ArrayReader:
     def __init__(self, videos: Mapping[str, Pixels], fps: float = 25.0) -> None:
         for name, pixels in videos.items():
             _check(name, pixels)
-        if not fps > 0:
-            raise UnreadableVideo("arrays", f"fps={fps}: expected more than 0")
-        self._videos, self._fps = videos, fps
+        if not 0 < fps < math.inf:
+            raise UnreadableVideo("arrays", f"fps={fps}: expected more than 0 and finite")
+        self._videos, self._fps, self._limits = videos, fps, Limits()
 
     def describe(self, video_id: str) -> VideoInfo:
         """Size, duration and frame times of an array."""
@@ -52,16 +54,19 @@ class ArrayReader:
 
     def read(self, request: Request) -> Reply:
         """Frames at the asked times; an array has no other tracks."""
+        check_request(request, self._limits)
         pixels, info = self._pixels(request.video_id), self.describe(request.video_id)
         converter = Converter(request.video_id, Size(info.height, info.width), 0)
         reply = Reply(request.video_id, {})
-        shown = 0
+        shown = total = 0
         for output in request.outputs:
             if not isinstance(output, Frames):
                 raise UnreadableVideo(request.video_id, "an array of frames has no other tracks")
             asked = np.asarray(output.times, np.float64)
             numbers, status = frames_at(request.video_id, request.policy, info, asked)
             target = converter.target(output.crop, output.size)
+            total += len(numbers) * target.height * target.width * 3
+            check_size(request.video_id, total, self._limits)
             out = np.empty((len(numbers), target.height, target.width, 3), np.uint8)
             for row, number in enumerate(numbers.tolist()):
                 frame = av.VideoFrame.from_ndarray(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ffmpeg
 
-from rushes.errors import ConfigError, UnreadableVideo
+from rushes.errors import ConfigError, RefusedVideo, UnreadableVideo
 from rushes.video.asides import WHOLE_FOLDER, aside_of
 from rushes.video.catalogue import Source
 from rushes.video.ffmpeg_process import run_ffmpeg
@@ -70,10 +70,14 @@ def decode_frames(
     Raises:
         VideoError: the video is bad, or the pictures are not as many as they should be.
     """
-    index = build_index(source, limits or Limits())
+    limits = limits or Limits()
+    index = build_index(source, limits)
     info = index.info
     fps = max(settings.fps, settings.min_frames / info.duration)
     wanted = max(1, math.ceil(info.duration * fps - 1e-6))
+    if wanted > limits.max_frames:
+        detail = f"{wanted} pictures in {info.duration:.0f} s, the limit is {limits.max_frames}"
+        raise RefusedVideo(source.video_id, detail)
     base = Path(source.video_id).name
     asides = [aside_of(folder) for folder in (high, low)]
     for folder in asides:

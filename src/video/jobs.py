@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from rushes.errors import AnnotationError, BackendMissing, ConfigError, VideoError
+from rushes.errors import AnnotationError, BackendMissing, ConfigError, RushesError, VideoError
 from rushes.log import get_logger
 from rushes.video.asides import aside_of, written_aside
 
@@ -85,6 +85,9 @@ def do_job(job: Job) -> Row:
             row |= job.work()
     except VideoError as error:
         row = {"status": "failed", "reason": error.reason, "detail": error.detail}
+    except RushesError as error:
+        # Such as a machine of the cluster without ffmpeg: the others may have it.
+        row = {"status": "failed", "reason": "not_prepared", "detail": str(error)}
     except OSError as error:
         # A full disk or a vanished file concerns this video; the report says so and goes on.
         row = {"status": "failed", "reason": "io_error", "detail": str(error)}
@@ -158,16 +161,32 @@ def _run_ray(jobs: Sequence[Job], workers: int | None) -> Iterator[Row]:
     resources: dict[str, float] = untyped.cluster_resources()
     limit = workers or max(1, int(resources.get("CPU", 1))) * 2
     waiting = list(reversed(jobs))
-    running: list[Any] = []
+    running: dict[Any, Job] = {}
     try:
         while waiting or running:
             while waiting and len(running) < limit:
-                running.append(task.remote(waiting.pop()))
-            ready, running = ray.wait(running, num_returns=1)
-            yield from ray.get(ready)
+                job = waiting.pop()
+                running[task.remote(job)] = job
+            ready, _ = ray.wait(list(running), num_returns=1)
+            for one in ready:
+                yield _row_of_node(one, running.pop(one))
     finally:
         if started:
             ray.shutdown()
+
+
+def _row_of_node(task: Any, job: Job) -> Row:
+    """What came of a job; a machine or a process that was lost again and again costs this one."""
+    import ray
+
+    try:
+        row: Row = ray.get(task)
+    except ray.exceptions.RayTaskError:
+        raise  # an error of our own code, as it would be without Ray
+    except ray.exceptions.RayError as error:
+        detail = str(error).strip().splitlines()[0]
+        return {"video": job.video, "status": "failed", "reason": "worker_died", "detail": detail}
+    return row
 
 
 def _do_on_node(job: Job) -> Row:

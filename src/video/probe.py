@@ -22,7 +22,7 @@ from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
 from rushes.video.timeline import display_order, durations_end
 from rushes.video.truth import decode_everything
 
-__all__ = ["Limits", "ProbeCache", "build_index", "fence", "probe", "source_of"]
+__all__ = ["Limits", "ProbeCache", "build_index", "check_limits", "fence", "probe", "source_of"]
 
 _DIRECT_CODECS = frozenset(("h264", "hevc", "vp8", "vp9", "av1", "mjpeg"))
 """Decoders that need only their configuration record and whole packets."""
@@ -90,9 +90,27 @@ def build_index(source: Source, limits: Limits, deep: bool = False) -> VideoInde
         index = replace(index, damage="truncated" if cut else "undecodable")
     first = _first_look(source, index, limits)
     uncertain = first.uncertain or packets.suspicious or first.index.leading
+    index = first.index
     if deep or uncertain or index.damage is not None or not _countable(index):
-        return fence(source, first.index, limits, deep=deep or uncertain)
-    return first.index
+        index = fence(source, index, limits, deep=deep or uncertain)
+    check_limits(source.video_id, index.info, limits)
+    return index
+
+
+def check_limits(video: str, info: VideoInfo, limits: Limits) -> None:
+    """Raise `RefusedVideo` where a video is larger or longer than the limits allow."""
+    pixels = info.coded_width * info.coded_height
+    if pixels > limits.max_pixels:
+        raise RefusedVideo(
+            video,
+            f"{info.coded_width}x{info.coded_height} = {pixels} pixels, the limit is "
+            f"{limits.max_pixels}",
+        )
+    if info.num_frames > limits.max_frames:
+        raise RefusedVideo(video, f"{info.num_frames} frames, the limit is {limits.max_frames}")
+    if info.duration > limits.max_duration:
+        detail = f"it lasts {info.duration:.3f} s, the limit is {limits.max_duration:g} s"
+        raise RefusedVideo(video, detail)
 
 
 def fence(
@@ -166,7 +184,7 @@ def _video_stream(source: Source, media: Any, limits: Limits) -> Any:
             f"{context.width}x{context.height} = {pixels} pixels, the limit is {limits.max_pixels}",
         )
     duration = (media.duration or 0) / 1e6
-    # A header may lie about its duration in either direction; the packets are judged below.
+    # A header may lie about its duration in either direction; `check_limits` judges the packets.
     if duration > 1000 * limits.max_duration:
         raise RefusedVideo(source.video_id, f"claims to last {duration:.0f} s")
     return stream
@@ -235,7 +253,8 @@ def _assemble(
     times, order = display_order(shown, pts, dts, time_base, rate)
     frame_packets = shown[order]
     last = packets.durations[frame_packets[-1]] * time_base if len(shown) else 0.0
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0 / rate
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    step = step if step > 0 else 1.0 / rate
     index = VideoIndex(
         info=_info(source, container, media, stream),
         container=container,

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from av.error import FFmpegError
 from tqdm import tqdm
 
 from rushes.errors import RushesError, StorageError, UnreadableVideo, VideoError
@@ -217,6 +218,9 @@ def _work(task: _Task) -> Prepared:
     except MemoryError as error:
         detail = "needs more memory than a worker may have"
         raise UnreadableVideo(task.source.video_id, detail, "over_limit") from error
+    except (FFmpegError, OSError) as error:
+        # A shape that the encoder does not take, a full disk: this video's misfortune alone.
+        raise StorageError(f"{task.source.video_id}: cannot be stored: {error}") from error
 
 
 def _is_kept(source: Source, writer: ShardWriter, description: Description) -> bool:

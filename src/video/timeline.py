@@ -57,5 +57,5 @@ def durations_end(times: npt.NDArray[np.float64], promised: float, complete: boo
     """When the last frame ends: as the packets say if all are there, else one usual step later."""
     if complete and promised > times[-1]:
         return promised
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
-    return float(times[-1]) + step
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return float(times[-1]) + (step if step > 0 else 0.04)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from tests.video.conftest import Rendered
 from tests.video.counter_video import picture
 
+from rushes.errors import DecodeTimeout, WorkerDied
 from rushes.video.catalogue import Catalogue, open_catalogue
 from rushes.video.doctor import doctor, main, printable
 from rushes.video.store_build import build_store
@@ -118,9 +121,22 @@ def test_names_cannot_break_the_table(
     assert printable("a\tb\u202ec") == "a\\tb\\u202ec"
 
 
-def test_one_file_cannot_take_for_ever(corpus: Path) -> None:
-    (row,) = doctor([corpus / "good.mp4"], progress=False, timeout=0.0)
-    assert (row.status, row.reason) == ("refused", "timeout")
+@pytest.mark.fault
+def test_files_that_hang_or_kill_get_their_rows(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: Any, items: Any, names: Any, **limits: Any) -> Iterator[tuple[int, Any]]:
+        assert limits["timeout"] > 0
+        assert limits["memory"] > 0
+        yield 1, WorkerDied(names[1], "signal 9")
+        yield 0, DecodeTimeout(names[0], "it took more than 3600 s")
+
+    monkeypatch.setattr("rushes.video.doctor.run_jobs", lost)
+    rows = doctor([corpus / "good.mp4", corpus / "text.mp4"], progress=False)
+    assert [(row.status, row.reason) for row in rows] == [
+        ("refused", "timeout"),
+        ("refused", "worker_died"),
+    ]
 
 
 @pytest.mark.parametrize("deep", [False, True])

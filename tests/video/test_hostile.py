@@ -113,12 +113,24 @@ def test_a_header_that_hides_its_size_is_refused_too(counter: Rendered, tmp_path
 
 @pytest.mark.parametrize(
     "limits",
-    [Limits(max_pixels=1000), Limits(max_frames=59), Limits(max_bytes=1000)],
+    [
+        Limits(max_pixels=1000),
+        Limits(max_frames=59),
+        Limits(max_bytes=1000),
+        Limits(max_duration=2.3),
+    ],
 )
-def test_limits_are_named(counter: Rendered, limits: Limits) -> None:
+def test_limits_are_named(counter: Rendered, tmp_path: Path, limits: Limits) -> None:
+    path = counter("h264_ip.mp4")[1]
     with pytest.raises(RefusedVideo, match=r"limit|more than") as caught:
-        probe(counter("h264_ip.mp4")[1], limits)
+        probe(path, limits)
     assert caught.value.reason == "over_limit"
+    # What a reader with wider limits kept does not widen those of another.
+    catalogue = Catalogue.from_items({"v": path})
+    open_reader(catalogue, index_cache=tmp_path).describe("v")
+    if limits.max_bytes > 1000:
+        with pytest.raises(RefusedVideo):
+            open_reader(catalogue, limits=limits, index_cache=tmp_path).describe("v")
 
 
 def test_a_reply_has_a_limit(counter: Rendered) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,33 @@ def test_what_images_cannot_give(folder: Path) -> None:
         reader.read(Request("clip", (Frames((0.5,)),)))
     with pytest.raises(RefusedVideo):
         open_reader(open_catalogue(folder), limits=Limits(max_pixels=1000)).describe("clip")
+
+
+@pytest.mark.attack
+def test_a_folder_leads_to_no_other_file_and_never_hangs(folder: Path, tmp_path: Path) -> None:
+    clip = folder / "clip"
+    secret = Image.fromarray(picture(7, 320, 192))
+    secret.save(tmp_path / "secret.jpg")
+    linked = folder / "linked"
+    linked.mkdir()
+    (linked / "000.jpg").symlink_to(clip / "clip_003.jpg")  # another picture of the set
+    reader = open_reader(open_catalogue(folder))
+    reply = reader.read(Request("linked", (Frames((0.0,)),)))
+    assert number_of(reply.arrays["frames"][0]) == 3
+    (linked / "001.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(RefusedVideo, match=r"001\.jpg leads to .*secret") as caught:
+        open_reader(open_catalogue(folder)).describe("linked")
+    assert caught.value.reason == "hostile"
+    os.mkfifo(clip / "clip_012.jpg")
+    with pytest.raises(UnreadableVideo, match=r"clip_012\.jpg is no regular file"):
+        open_reader(open_catalogue(folder)).read(Request("clip", (Frames((2.0,)),)))
+    (clip / "clip_012.jpg").unlink()
+    (clip / "clip_012.jpg").symlink_to(clip / "nothing")
+    with pytest.raises(UnreadableVideo, match="no regular file"):
+        open_reader(open_catalogue(folder)).describe("clip")
+
+
+def test_a_rate_that_makes_it_endless_is_refused(folder: Path) -> None:
+    (folder / "clip" / "frames.json").write_text('{"fps": 1e-300}')
+    with pytest.raises(RefusedVideo, match="limit is 172800 s"):
+        open_reader(open_catalogue(folder)).describe("clip")

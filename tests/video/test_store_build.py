@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.video.conftest import Rendered
-from tests.video.counter_video import number_of
+from tests.video.counter_video import Recipe, number_of, render
 
 from rushes.cli import main
 from rushes.errors import DecodeTimeout, StorageError, WorkerDied
@@ -177,3 +177,16 @@ def test_dying_and_hanging_workers_cost_one_item_each() -> None:
     assert "signal 9" in str(results[1])
     assert isinstance(results[3], DecodeTimeout)
     assert [results[i] for i in (0, 2, 4, 5)] == ["a", "b", "bounded", "c"]
+
+
+def test_a_shape_that_cannot_be_coded_is_one_row(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    options = {"qscale": "3"}
+    for name, width in (("wide.avi", 17_000), ("fine.avi", 160)):
+        recipe = Recipe(name, "mjpeg", width, 96, 3, pixel_format="yuvj420p", options=options)
+        render(recipe, tmp_path / "raw")
+    assert build([str(tmp_path / "raw"), str(tmp_path / "store"), "--jobs", "0"]) == 1
+    rows = report(tmp_path / "store")
+    assert (rows["fine"]["status"], rows["wide"]["status"]) == ("prepared", "failed")
+    assert rows["wide"]["reason"] == "not_prepared"
+    assert "cannot be stored" in rows["wide"]["detail"]

@@ -31,6 +31,7 @@ from rushes.video import ffmpeg_process, transcode
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.cutting import cut
 from rushes.video.frame_dump import DumpSettings, decode_frames, dumped
+from rushes.video.limits import Limits
 from rushes.video.probe import probe
 from rushes.video.readers.pyav_reader import PyAVReader
 from rushes.video.request import Audio, Frames, Request
@@ -316,6 +317,15 @@ def test_dumped_frames_show_their_moments(name: str, folder: Path, tmp_path: Pat
                 assert info.rotation or number_of(np.asarray(image)) == number
     (low / names[3]).unlink()
     assert dumped(high, low) is None
+
+
+def test_a_dump_has_a_limit(folder: Path, tmp_path: Path) -> None:
+    source = rendered(folder, "h264_b.mp4")
+    with pytest.raises(RefusedVideo, match="2400 pictures in 2 s, the limit is 100"):
+        decode_frames(
+            source, tmp_path / "hi", tmp_path / "lo", DumpSettings(fps=1000), Limits(max_frames=100)
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -92,14 +93,17 @@ class ImagesReader:
         return folder
 
     def _listed(self, source: Source) -> _Folder:
-        paths = _jpegs(source.path)
+        paths = self._jpegs(source, source.path)
         if not paths:
             raise UnreadableVideo(source.video_id, f"no JPEG in {source.path}", "empty")
         if len(paths) > self.limits.max_frames:
             raise RefusedVideo(source.video_id, f"more than {self.limits.max_frames} frames")
         fps = _fps(source.path)
         size = self._picture_size(source.video_id, paths[0])
-        low = _jpegs(source.low) if source.low is not None else ()
+        if len(paths) / fps > self.limits.max_duration:
+            detail = f"{len(paths)} frames at {fps:g} a second, the limit is"
+            raise RefusedVideo(source.video_id, f"{detail} {self.limits.max_duration:g} s")
+        low = self._jpegs(source, source.low) if source.low is not None else ()
         if len(low) != len(paths):
             low = ()  # pictures of another cut are no neighbours of these
         info = VideoInfo(
@@ -118,6 +122,36 @@ class ImagesReader:
         )
         low_size = self._picture_size(source.video_id, low[0]) if low else None
         return _Folder(info, paths, low or None, low_size)
+
+    def _jpegs(self, source: Source, folder: Path) -> tuple[Path, ...]:
+        """The JPEGs of a folder; refuses what would lead to other files or wait for a writer."""
+        names = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not _NUMBER.search(entry.name):
+                        continue
+                    if not entry.is_file():
+                        detail = f"{entry.name} is no regular file"
+                        raise UnreadableVideo(source.video_id, detail, "not_video")
+                    if entry.is_symlink():
+                        self._check_link(source, folder, entry.name)
+                    names.append(entry.name)
+        except OSError as error:
+            detail = f"{folder} cannot be read: {error.strerror}"
+            raise UnreadableVideo(source.video_id, detail, "missing") from error
+        return tuple(folder / name for name in sorted(names, key=_place))
+
+    def _check_link(self, source: Source, folder: Path, name: str) -> None:
+        """A link may lead to another picture of the same set, nowhere else."""
+        root = os.path.realpath(self.catalogue.root or folder)
+        real = Path(os.path.realpath(folder / name))
+        roots = [root, os.path.realpath(folder), os.path.realpath(source.path)]
+        if self.catalogue.low_root is not None:
+            roots.append(os.path.realpath(self.catalogue.low_root))
+        if not any(real.is_relative_to(place) for place in roots):
+            detail = f"{name} leads to {real}, outside {folder}"
+            raise RefusedVideo(source.video_id, detail, "hostile")
 
     def _picture_size(self, video_id: str, path: Path) -> Size:
         try:
@@ -184,7 +218,7 @@ class ImagesReader:
         video = folder.info.video_id
         try:
             data = path.read_bytes()
-            rgb = _decode_jpeg(path, target if whole else None, self.limits)
+            rgb = _decode_jpeg(data, target if whole else None, self.limits)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UnreadableVideo(video, f"{path.name}: {error}") from error
         frame: Any = av.VideoFrame.from_ndarray(rgb, format="rgb24")
@@ -202,9 +236,9 @@ def _fits(target: Size, low: Size) -> bool:
     return target.height <= low.height and target.width <= low.width
 
 
-def _decode_jpeg(path: Path, target: Size | None, limits: Limits) -> npt.NDArray[np.uint8]:
+def _decode_jpeg(data: bytes, target: Size | None, limits: Limits) -> npt.NDArray[np.uint8]:
     """RGB of a JPEG, decoded at the smallest eighth that is not below `target`."""
-    with Image.open(path, formats=("JPEG",)) as image:
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         if image.width * image.height > limits.max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels")
         if target is not None:
@@ -212,15 +246,10 @@ def _decode_jpeg(path: Path, target: Size | None, limits: Limits) -> npt.NDArray
         return np.array(image.convert("RGB"))
 
 
-def _jpegs(folder: Path) -> tuple[Path, ...]:
-    """The JPEGs of a folder in the order of the last number in their names."""
-    names = [name for name in os.listdir(folder) if _NUMBER.search(name)]
-
-    def place(name: str) -> tuple[int, str]:
-        found = _NUMBER.search(name)
-        return (int(found[1]) if found else 0, name)
-
-    return tuple(folder / name for name in sorted(names, key=place))
+def _place(name: str) -> tuple[int, str]:
+    """The order of JPEGs: by the last number in their names."""
+    found = _NUMBER.search(name)
+    return (int(found[1]) if found else 0, name)
 
 
 def _fps(folder: Path) -> float:
@@ -230,7 +259,7 @@ def _fps(folder: Path) -> float:
         if sidecar.is_file():
             try:
                 fps = float(json.loads(sidecar.read_text(encoding="utf-8"))["fps"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StorageError(f"{sidecar}: needs a number `fps`: {error!r}") from error
             if not (math.isfinite(fps) and fps > 0):
                 raise StorageError(f"{sidecar}: fps is {fps}")

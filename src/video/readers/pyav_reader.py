@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rushes.errors import NotInStore, RefusedVideo, UnreadableVideo
+from rushes.errors import NotInStore, UnreadableVideo
 from rushes.video.catalogue import Catalogue, Source
 from rushes.video.convert import Converter
 from rushes.video.decoder import Decoder, Spent, StreamTrouble, decoder_bytes
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.probe import build_index, fence, stat_key
+from rushes.video.probe import build_index, check_limits, fence, stat_key
 from rushes.video.probe_cache import ProbeCache
 from rushes.video.readers.asking import FrameAsk, check_request, check_size, plan_frames
 from rushes.video.request import (
@@ -104,8 +104,8 @@ class PyAVReader:
             if index is None:
                 index = build_index(source, self.limits)
                 self._keep(source, index)
-            elif index.info.coded_width * index.info.coded_height > self.limits.max_pixels:
-                raise RefusedVideo(source.video_id, f"more than {self.limits.max_pixels} pixels")
+            else:  # another reader, with other limits, may have kept it
+                check_limits(source.video_id, index.info, self.limits)
             if index.info.video_id != source.video_id:  # cached when the file had another id
                 index = replace(index, info=replace(index.info, video_id=source.video_id))
             self._remember((key, source.video_id), index)
