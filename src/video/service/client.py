@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from hashlib import blake2b
 
 from rushes.errors import ConfigError, DecodeTimeout, MissingVideo, RushesError, ServiceError
@@ -88,7 +89,7 @@ class ServiceReader:
         self.counters = Counters()
         self.shared = SharedReads(cache_bytes, self.counters) if cache_bytes else None
         self._open_fallback = fallback
-        self._fallback: PoolReader | None = None
+        self._fallback: Future[PoolReader | None] | None = None
         self._fallback_lock = threading.Lock()
         watch = health or Health()
         self.servers = {a: RemoteServer(a, token, tls_ca, watch) for a in addresses}
@@ -145,7 +146,7 @@ class ServiceReader:
         hunt = _Hunt(self, video_id, self.deadline)
         return hunt.run(
             lambda server: server.describe(video_id, hunt.deadline),
-            lambda pool, _: pool.describe(video_id),
+            lambda pool, left: pool.describe(video_id, left),
         )
 
     def start(self, ask: Callable[[RemoteServer], Answer], server: RemoteServer) -> Future[Answer]:
@@ -163,32 +164,57 @@ class ServiceReader:
         others = [s.latency for s in self.servers.values() if s is not server and s.latency]
         server.note_latency(seconds, min(others, default=0.0))
 
-    def fallback(self) -> PoolReader | None:
-        """The local pool, opened by the first who needs it; None where there is none."""
-        if self._fallback is None and self._open_fallback is not None:
-            with self._fallback_lock:
-                if self._fallback is None and self._open_fallback is not None:
-                    log.warning("no frame server answers: decoding locally")
-                    try:
-                        self._fallback = self._open_fallback()
-                    except RushesError as error:
-                        log.warning("local decoding is not possible: %s", error)
-                        self._open_fallback = None
-        return self._fallback
+    def fallback(self, timeout: float) -> PoolReader | None:
+        """The local pool, which the first who needs it has opened; None where there is none, or
+        none yet after `timeout` s.
+        """
+        with self._fallback_lock:
+            make = self._open_fallback
+            if make is None:
+                return None
+            if self._fallback is None:
+                log.warning("no frame server answers: decoding locally")
+                self._fallback = Future()
+                # Beside the callers, whose deadlines may pass before workers have started.
+                name = "rushes-fallback"
+                threading.Thread(
+                    target=self._open, args=(make, self._fallback), name=name, daemon=True
+                ).start()
+            opened = self._fallback
+        try:
+            return opened.result(max(timeout, 0.0))
+        except FutureTimeout:
+            return None
+
+    @staticmethod
+    def _open(make: Callable[[], PoolReader], opened: Future[PoolReader | None]) -> None:
+        try:
+            opened.set_result(make())
+        except RushesError as error:
+            log.warning("local decoding is not possible: %s", error)
+            opened.set_result(None)
 
     def close(self) -> None:
         """Close the connections and the local pool."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for server in self.servers.values():
             server.close()
-        if self._fallback is not None:
-            self._fallback.close()
+        with self._fallback_lock:
+            opened, self._open_fallback = self._fallback, None
+        if opened is not None:
+            opened.add_done_callback(_close_pool)
 
     def __enter__(self) -> ServiceReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close_pool(opened: Future[PoolReader | None]) -> None:
+    pool = opened.result()
+    if pool is not None:
+        pool.close()
 
 
 class _Hunt:
@@ -221,7 +247,7 @@ class _Hunt:
             remaining = self.deadline - time.monotonic()
             # Full servers are waited for: decoding here would take the trainer's cores.
             if not (self._full and remaining > self.allowed / 2):
-                pool = self.reader.fallback()
+                pool = self.reader.fallback(remaining)
                 remaining = self.deadline - time.monotonic()  # opening the pool takes a moment
                 if pool is not None and remaining > 0:
                     self.reader.counters.add(fallbacks=1)

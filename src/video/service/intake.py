@@ -31,10 +31,9 @@ _GROWN = 50
 
 
 class IntakeGuard:
-    """Watches the connections to one port on a thread of its own.
+    """Watches the connections to one port on a thread of its own, once told which.
 
     Args:
-        port: where the server listens.
         kept: bytes that the server keeps with good reason.
         cut_off: told how many connections were cut.
         stranger_bytes: what a connection may send before its first accepted call.
@@ -44,7 +43,6 @@ class IntakeGuard:
 
     def __init__(
         self,
-        port: int,
         kept: Callable[[], int],
         cut_off: Callable[[int], None],
         *,
@@ -52,20 +50,25 @@ class IntakeGuard:
         spare: int = 128 << 20,
         burst: int = 16 << 20,
     ) -> None:
-        self.port, self._kept, self._cut_off = port, kept, cut_off
+        self.port, self._kept, self._cut_off = 0, kept, cut_off
         self.stranger_bytes, self.spare, self.burst = stranger_bytes, spare, burst
-        self._known: set[Peer] = set()
+        self._known: dict[str, Peer] = {}
         self._marks: dict[Peer, int] = {}
-        self._base = private_memory() - kept()
+        self._base = 0
         self._unexplained = 0
         self._scanned = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rushes-intake", daemon=True)
+
+    def watch(self, port: int) -> None:
+        """Begin; what memory the server takes now is its own."""
+        self.port, self._base = port, private_memory() - self._kept()
         self._thread.start()
 
     def accepted(self, peer: str) -> None:
         """A call of this peer has shown the token."""
-        self._known.add(peer_of(peer))
+        if peer not in self._known:
+            self._known[peer] = peer_of(peer)
 
     def close(self) -> None:
         """Stop watching."""
@@ -99,12 +102,12 @@ class IntakeGuard:
 
     def _scan(self, short: bool) -> int:
         """Cut who has sent too much; returns how many."""
-        before, seen, cut = set(self._known), {}, 0
+        before, seen, cut = dict(self._known), dict[Peer, int](), 0
         for peer, connection in connections():
             if connection.getsockname()[1] != self.port:
                 continue
             seen[peer] = count = received(connection)
-            if peer not in self._known and count > self.stranger_bytes:
+            if count > self.stranger_bytes and peer not in self._known.values():
                 what = f"{count} bytes without an accepted call, at most {self.stranger_bytes}"
             elif short and count - self._marks.get(peer, 0) > self.burst:
                 what = f"{count - self._marks.get(peer, 0)} bytes while memory is short"
@@ -114,7 +117,9 @@ class IntakeGuard:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
                 cut += 1
-        self._known -= before - set(seen)  # their connections are closed
+        for text, peer in before.items():
+            if peer not in seen:  # its connection is closed
+                self._known.pop(text, None)
         if not short:
             self._marks = seen
         self._scanned = time.monotonic()

@@ -135,7 +135,11 @@ class RemoteServer:
 
     def hello(self) -> None:
         """One look: raises `Unreachable`, or `Refused` for a wrong token."""
-        window = wire.mapping(self._action("hello", b"", self.health.timeout)).get("window")
+        greeting = wire.mapping(self._action("hello", b"", self.health.timeout))
+        version, window = greeting.get("version"), greeting.get("window")
+        if version != wire.VERSION:
+            speaks = f"speaks version {version!r:.80} of the protocol, not {wire.VERSION}"
+            raise ServiceError(f"{self.address} {speaks}")
         if not isinstance(window, int) or window < 1:
             raise ServiceError(f"{self.address} is no frame server: its window is {window!r:.80}")
         self._window.resize(window)

@@ -4,8 +4,8 @@ Handlers only wait and send: a reply's payload goes from its slot to the socket 
 in C++ code, without the interpreter's lock. What a reply needs besides is in the schema's metadata.
 
 Protocol: `DoGet` of a ticket `{"v": 2, "request": ...}` (msgpack); actions `describe`
-(`{"id", "deadline"}` -> a video info), `hello` (-> window, workers) and `status` (-> JSON). Errors
-carry one of our own errors as msgpack in their extra info. A token is sent as
+(`{"id", "deadline"}` -> a video info), `hello` (-> version, window, workers) and `status`
+(-> JSON). Errors carry one of our own errors as msgpack in their extra info. A token is sent as
 `authorization: Bearer ...`.
 """
 
@@ -180,6 +180,10 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         self.counters = self.pool.counters
         self.shared = SharedReads(options.cache_bytes, self.counters, self.pool.names.known_as)
         self._observe = observe
+        # Complete before the base class begins to listen: calls may come at once.
+        self._intake = IntakeGuard(
+            lambda: self.shared.cache.nbytes, lambda cut: self.counters.add(disconnected=cut)
+        )
         self._closing = threading.Event()
         middleware = {}
         if options.token:
@@ -192,11 +196,7 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         except (pa.ArrowException, OSError) as error:
             self.pool.close()
             raise ConfigError(f"cannot serve {options.location}: {error}") from error
-        self._intake = IntakeGuard(
-            self.port,
-            lambda: self.shared.cache.nbytes,
-            lambda cut: self.counters.add(disconnected=cut),
-        )
+        self._intake.watch(self.port)
         self._reaper = threading.Thread(target=self._reap, name="rushes-reaper", daemon=True)
         self._reaper.start()
 
@@ -257,7 +257,11 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         self._intake.accepted(peer)
         _check_message(body)
         if kind == "hello":
-            known = {"window": self.admission.window, "workers": self.options.num_workers}
+            known = {
+                "version": wire.VERSION,
+                "window": self.admission.window,
+                "workers": self.options.num_workers,
+            }
             greeting: bytes = msgpack.packb(known)
             return greeting
         if kind == "status":

@@ -21,6 +21,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from rushes.errors import ServiceError
+
 
 def _nobody() -> None:
     return None
@@ -74,12 +76,24 @@ class SlotPool:
         num_slots: segments.
         slot_bytes: the largest reply that fits; memory is taken only as far as it is written.
         keep_bytes: a slot that grew beyond this is emptied before its next use.
+
+    Raises:
+        ServiceError: the system does not give that many.
     """
 
     def __init__(self, num_slots: int, slot_bytes: int, keep_bytes: int = 64 << 20) -> None:
         self.num_slots, self.slot_bytes, self.keep_bytes = num_slots, slot_bytes, keep_bytes
-        self.descriptors = [new_segment(slot_bytes) for _ in range(num_slots)]
-        self._segments = [map_segment(fd, slot_bytes) for fd in self.descriptors]
+        self.descriptors: list[int] = []
+        self._segments: list[npt.NDArray[np.uint8]] = []
+        try:
+            for _ in range(num_slots):
+                self.descriptors.append(new_segment(slot_bytes))
+                self._segments.append(map_segment(self.descriptors[-1], slot_bytes))
+        except OSError as error:
+            made = len(self.descriptors)
+            self.close()
+            detail = f"{num_slots} slots of {slot_bytes} bytes: only {made} can be had: {error}"
+            raise ServiceError(detail) from error
         self._grown = [0] * num_slots
         # A lease may end inside the garbage collector, on any thread and under any lock, so giving
         # back uses only operations that are atomic and reentrant. The last one used comes first:

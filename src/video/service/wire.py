@@ -228,11 +228,14 @@ def encode_error(error: RushesError) -> dict[str, Any]:
 
 def decode_error(plain: Mapping[str, Any]) -> RushesError:
     """The error that `encode_error` wrote; an unknown class becomes a `ServiceError`."""
-    name = str(plain["type"])
-    cls = Busy if name == "Busy" else getattr(errors, name, None)
-    args = [tuple(arg) if isinstance(arg, list) else arg for arg in plain["args"]]
-    if isinstance(cls, type) and issubclass(cls, RushesError):
-        return cls(*args)
+    try:
+        name = str(plain["type"])
+        cls = Busy if name == "Busy" else getattr(errors, name, None)
+        args = [tuple(arg) if isinstance(arg, list) else arg for arg in plain["args"]]
+        if isinstance(cls, type) and issubclass(cls, RushesError):
+            return cls(*args)
+    except (KeyError, TypeError) as error:
+        return ServiceError(f"an error that cannot be told: {error}")
     return ServiceError(f"{name}: {args}")
 
 

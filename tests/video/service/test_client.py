@@ -7,12 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.helpers import free_port
 from tests.video.service.conftest import ServerProcess, spec
 from tests.video.service.fakes import FakeReader, request_of, same
 from tests.video.service.test_faults import silent_server
 
 from rushes.errors import ConfigError, DecodeTimeout, RushesError, ServiceError
 from rushes.video.service.client import ServiceReader, check_address, home_order
+from rushes.video.service.pool import PoolReader
 from rushes.video.service.server import FrameServer
 
 OpenServer = Callable[..., FrameServer]
@@ -112,3 +114,40 @@ def test_a_silent_server_leaves_the_other_to_answer(
     with silent_server() as silent:
         client = open_client(silent, f"127.0.0.1:{server.port}")
         assert all(client.read(request_of(f"v{i}")).video_id for i in range(10))
+
+
+@pytest.mark.fault
+def test_opening_the_local_pool_takes_no_caller_past_its_deadline(
+    open_client: OpenClient,
+) -> None:
+    def slowly() -> PoolReader:
+        time.sleep(2.0)
+        return PoolReader(spec(), 1, slot_bytes=8 << 20)
+
+    client = open_client(f"127.0.0.1:{free_port()}", fallback=slowly)
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match="no frame server answered within"):
+        client.read(request_of("v", deadline=0.5))
+    assert time.monotonic() - started < 1.5
+    request = request_of("v", deadline=30.0)
+    assert same(client.read(request), FakeReader().read(request))
+    assert client.describe("v").num_frames == 50
+    assert client.counters.get()["fallbacks"] == 2
+
+
+def test_closing_while_the_local_pool_opens_leaves_no_worker(open_client: OpenClient) -> None:
+    pools: list[PoolReader] = []
+
+    def slowly() -> PoolReader:
+        time.sleep(0.5)
+        pools.append(PoolReader(spec(), 1, slot_bytes=8 << 20))
+        return pools[0]
+
+    client = open_client(f"127.0.0.1:{free_port()}", fallback=slowly)
+    with pytest.raises(ServiceError):
+        client.read(request_of("v", deadline=0.2))
+    client.close()
+    deadline = time.monotonic() + 20
+    while not pools or not pools[0].closed or pools[0].worker_pids():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

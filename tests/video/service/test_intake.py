@@ -107,7 +107,8 @@ def pair(listener: socket.socket) -> tuple[socket.socket, socket.socket, str]:
 
 def test_strangers_may_send_little_and_known_ones_more(listener: socket.socket) -> None:
     cuts: list[int] = []
-    guard = IntakeGuard(listener.getsockname()[1], lambda: 0, cuts.append, stranger_bytes=10_000)
+    guard = IntakeGuard(lambda: 0, cuts.append, stranger_bytes=10_000)
+    guard.watch(listener.getsockname()[1])
     known, friend, peer = pair(listener)
     guard.accepted(peer)
     unknown, stranger, _ = pair(listener)

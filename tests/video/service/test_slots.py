@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 
 import numpy as np
+import pytest
 
+from rushes.errors import ServiceError
 from rushes.video.service.slots import SlotPool
 
 
@@ -83,4 +86,16 @@ def test_nothing_is_left_open() -> None:
         slots.close()
         del slots
         gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_more_slots_than_the_system_gives_are_an_error() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, hard))
+    try:
+        with pytest.raises(ServiceError, match=r"500 slots of 4096 bytes: only \d+ can be had"):
+            SlotPool(500, 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(os.listdir("/proc/self/fd")) == before

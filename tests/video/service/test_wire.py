@@ -119,6 +119,14 @@ def test_unknown_errors_are_service_errors() -> None:
     assert type(back) is ServiceError
 
 
+@pytest.mark.parametrize(
+    "plain", [None, 7, [1], {}, {"type": "VideoError"}, {"type": "VideoError", "args": [1]},
+              {"type": "MissingVideo", "args": 3}],
+)  # fmt: skip
+def test_what_is_no_error_is_one_of_the_service(plain: Any) -> None:
+    assert type(wire.decode_error(plain)) is ServiceError
+
+
 def test_infos_come_back_whole() -> None:
     info = FakeReader().describe("v")
     back = wire.decode_info(wire.encode_info(info))
