@@ -79,7 +79,11 @@ def cut(
         graph = ffmpeg.output(
             *streams, file_url(aside), metadata=f"comment={json.dumps(note._asdict())}", **options
         )
-        run_ffmpeg(graph, source.video_id, allowed_seconds(settings.timeout, end - begin))
+        run_ffmpeg(
+            graph,
+            source.video_id,
+            allowed_seconds(settings.timeout, min(end, info.duration) - begin),
+        )
         made = probe(Source("file", source.video_id, aside))
         if copy:
             _verify_copy(source, index, first, last, made, aside)

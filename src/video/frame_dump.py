@@ -17,7 +17,7 @@ from rushes.video.ffmpeg_process import run_ffmpeg
 from rushes.video.limits import Limits
 from rushes.video.media import file_url
 from rushes.video.probe import build_index
-from rushes.video.transcode import source_input
+from rushes.video.transcode import MAX_TIMEOUT, source_input
 
 LOW_SIZE = (288, 180)
 """Width and height of the small pictures, as published."""
@@ -45,6 +45,10 @@ class DumpSettings:
             raise ConfigError(f"fps={self.fps}: expected above 0 and at most 1000")
         if not 2 <= self.quality <= 31:
             raise ConfigError(f"quality={self.quality}: expected 2 to 31")
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
+            raise ConfigError(
+                f"timeout={self.timeout}: expected above 0 and at most {MAX_TIMEOUT:g} s"
+            )
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ def run_jobs(
     Returns:
         The report's rows, in the order of the jobs.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers={workers}: expected at least 1")
     mine = jobs[shard.index :: shard.count]
     folder.mkdir(parents=True, exist_ok=True)
     run = {"local": _run_local, "ray": _run_ray}[engine]
@@ -294,24 +296,34 @@ def wanted_ids(options: argparse.Namespace) -> list[str] | None:
     """The ids of --vidfile in order, each once; None without it."""
     if options.vidfile is None:
         return None
+    return list(dict.fromkeys(video for video, _ in listed(options)))
+
+
+def listed(options: argparse.Namespace) -> list[tuple[str, Row]]:
+    """The lines of --vidfile, each with the id of its video.
+
+    Raises:
+        ConfigError: there is no such file.
+        AnnotationError: with file and line.
+    """
     path = (options.workdir or Path()) / options.vidfile
     path = path if path.exists() else options.vidfile
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ConfigError(f"vidfile={path}: {error.strerror}") from error
-    ids: dict[str, None] = {}
+    found: list[tuple[str, Row]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            ids[str(row.get("clip_id") or row.get("video") or row["video_id"])] = None
+            found.append((str(row.get("clip_id") or row.get("video") or row["video_id"]), row))
         except (ValueError, KeyError, AttributeError) as error:
             raise AnnotationError(
                 f"needs a JSON object with clip_id: {error!r}", str(path), number
             ) from error
-    return list(ids)
+    return found
 
 
 def exit_code(rows: Sequence[Row], allow_bad: bool) -> int:

@@ -119,7 +119,7 @@ def read_clips(path: Path) -> list[Clip]:
         AnnotationError: with file and line.
     """
     clips: dict[str, Clip] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
                 continue
@@ -128,7 +128,8 @@ def read_clips(path: Path) -> list[Clip]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise AnnotationError(f"no clip: {error!r}", str(path), number) from error
             for clip in found:
-                if ".." in Path(clip.name).parts or Path(clip.name).is_absolute():
+                outside = ".." in Path(clip.name).parts or Path(clip.name).is_absolute()
+                if outside or "\0" in clip.name:
                     raise AnnotationError(f"name {clip.name!r} leads out", str(path), number)
                 if clips.setdefault(clip.name, clip) != clip:
                     raise AnnotationError(f"clip {clip.name!r} a second time", str(path), number)

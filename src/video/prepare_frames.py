@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,12 @@ from rushes.video.jobs import (
     exit_code,
     folders_of,
     keep_settings,
+    listed,
     run_jobs,
     wanted_ids,
     write_rows,
 )
-from rushes.video.prepare import locate_or_error, output_names, plain_id
+from rushes.video.prepare import locate_or_error, output_names
 
 HIGH, LOW = "video_frames", "video_frames_lr"
 
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     remove_torn(target)
     catalogue = open_catalogue(source)
     ids = wanted_ids(options)
-    jobs = []
-    for video, name in output_names(catalogue.ids() if ids is None else ids).items():
+    jobs, names = [], output_names(catalogue.ids() if ids is None else ids)
+    for video, name in names.items():
         found = locate_or_error(catalogue, video)
         if isinstance(found, Source):
             found = Source("file", name, found.path)
@@ -80,32 +80,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         name="frames",
     )
     name = options.set or (options.vidfile or source).stem
-    _write_list(target / shard.of(f"{name}_frame.jsonl"), rows, options)
+    _write_list(target / shard.of(f"{name}_frame.jsonl"), rows, names, options)
     return exit_code(rows, options.allow_bad)
 
 
-def _write_list(path: Path, rows: Sequence[Row], options: argparse.Namespace) -> None:
-    """The lines of --vidfile (or bare ids) with the number of frames; failed ones are left out."""
-    lines: dict[str, Row] = {}
+def _write_list(
+    path: Path, rows: Sequence[Row], names: Mapping[str, str], options: argparse.Namespace
+) -> None:
+    """Every line of --vidfile (or bare ids) with the number of frames; failed videos are left out.
+
+    Args:
+        rows: of the report.
+        names: of the outputs, by the ids of the videos.
+    """
+    made = {row["video"]: row for row in rows if row["status"] != "failed"}
+    lines: list[tuple[str, Row]] = [(name, {}) for name in names.values()]
     if options.vidfile is not None:
-        work = options.workdir or Path()
-        file = work / options.vidfile if (work / options.vidfile).exists() else options.vidfile
-        for text in file.read_text(encoding="utf-8").splitlines():
-            if text.strip():
-                line = json.loads(text)
-                video = str(line.get("clip_id") or line.get("video") or line["video_id"])
-                lines.setdefault(plain_id(video), line)
-    made = (row for row in rows if row["status"] != "failed")
+        lines = [(names[video], line) for video, line in listed(options)]
     write_rows(
         path,
         (
             {
-                **lines.get(row["video"], {}),
-                "clip_id": row["video"],
-                "num_frame": row["num_frame"],
-                "fps": row["fps"],
+                **line,
+                "clip_id": name,
+                "num_frame": made[name]["num_frame"],
+                "fps": made[name]["fps"],
             }
-            for row in made
+            for name, line in lines
+            if name in made
         ),
     )
 

@@ -39,6 +39,8 @@ ENCODERS: dict[str, str] = {
 
 _TICKS = 60_000
 """Ticks a second of the written time base; divides by all common rates."""
+MAX_TIMEOUT = 1e7
+"""Seconds; a system's clock counts no longer ones."""
 SOUND_SLACK = 0.001
 """Seconds by which sound may be off before it is moved."""
 _FORMATS = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
@@ -77,6 +79,12 @@ class Settings:
             raise ConfigError(f"height={self.height}: expected at least 2 pixels")
         if self.gop < 1:
             raise ConfigError(f"gop={self.gop}: expected at least 1 frame")
+        if not 0 <= self.crf <= 63:
+            raise ConfigError(f"crf={self.crf}: expected 0 to 63")
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
+            raise ConfigError(
+                f"timeout={self.timeout}: expected above 0 and at most {MAX_TIMEOUT:g} s"
+            )
         if self.codec not in ENCODERS:
             raise ConfigError(f"codec={self.codec!r}: expected one of {sorted(ENCODERS)}")
 

@@ -113,9 +113,12 @@ def test_wrong_use_is_told(made: Path, tmp_path: Path) -> None:
         prepare.main([str(made)])
     with pytest.raises(ConfigError, match="shard='4/4'"):
         prepare.main([str(made), str(tmp_path / "o"), "--shard", "4/4"])
-    (tmp_path / "ids.jsonl").write_text('{"clip_id": "a"}\nno json\n')
-    with pytest.raises(AnnotationError, match=r"ids\.jsonl:2"):
-        prepare.main([str(made), str(tmp_path / "o"), "--vidfile", str(tmp_path / "ids.jsonl")])
+    with pytest.raises(ConfigError, match="workers=-1"):
+        prepare.main([str(made), str(tmp_path / "o"), "--workers", "-1"])
+    for wrong in (b"no json", b"[]", b'{"clip_id": "\xff"}'):
+        (tmp_path / "ids.jsonl").write_bytes(b'{"clip_id": "a"}\n' + wrong + b"\n")
+        with pytest.raises(AnnotationError, match=r"ids\.jsonl:2"):
+            prepare.main([str(made), str(tmp_path / "o"), "--vidfile", str(tmp_path / "ids.jsonl")])
 
 
 def test_shards_share_the_work_without_overlap(made: Path, tmp_path: Path) -> None:
@@ -205,6 +208,23 @@ def test_frames_are_dumped_and_read_back(made: Path, tmp_path: Path) -> None:
     assert prepare_frames.main([*argv, "--no-progress"]) == 0
     assert {r["status"] for r in rows(tmp_path / "o/report.jsonl")} == {"skipped"}
     assert rows(tmp_path / "o/train_frame.jsonl") == listed
+
+
+def test_every_line_of_the_list_gets_its_frames(made: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    shutil.copy(made / "a.mp4", raw)
+    shutil.copy(made / "b.mkv", raw / "a.mkv")
+    lines = [("a.mp4", "one"), ("a.mkv", "two"), ("a.mp4", "three"), ("gone", "four")]
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"clip_id": video, "text": text}) + "\n" for video, text in lines)
+    )
+    argv = [str(raw), str(tmp_path / "o"), "--vidfile", str(tmp_path / "train.jsonl")]
+    assert prepare_frames.main([*argv, "--no-progress"]) == 1
+    listed = rows(tmp_path / "o/train_frame.jsonl")
+    assert [(r["clip_id"], r["text"]) for r in listed] == lines[:3]
+    counts = {p.name: len(list(p.glob("*.jpg"))) for p in (tmp_path / "o/video_frames").iterdir()}
+    assert all(r["num_frame"] == counts[r["clip_id"]] for r in listed)
 
 
 def test_clips_are_cut_by_records_and_metafiles(made: Path, tmp_path: Path) -> None:
@@ -331,10 +351,17 @@ def test_half_made_folders_of_a_killed_dump_go(made: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "line", ['{"video": "c"}', '{"video": "c", "id": "../x", "start": 0, "end": 1}', "[]"]
+    "line",
+    [
+        b'{"video": "c"}',
+        b'{"video": "c", "id": "../x", "start": 0, "end": 1}',
+        b'{"video": "c", "id": "x\\u0000y", "start": 0, "end": 1}',
+        b'{"video": "\xff", "start": 0, "end": 1}',
+        b"[]",
+    ],
 )
-def test_a_wrong_clip_list_names_its_line(line: str, made: Path, tmp_path: Path) -> None:
-    (tmp_path / "r.jsonl").write_text('{"video": "c", "start": 0, "end": 1}\n' + line + "\n")
+def test_a_wrong_clip_list_names_its_line(line: bytes, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(b'{"video": "c", "start": 0, "end": 1}\n' + line + b"\n")
     with pytest.raises(AnnotationError, match=r"r\.jsonl:2"):
         prepare_cuts.main([str(made), str(tmp_path / "o"), "--records", str(tmp_path / "r.jsonl")])
 
