@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits, check_deadline
-from rushes.video.media import MAX_REORDER, Bytes, bare_context, open_media
+from rushes.video.media import MAX_REORDER, Bytes, bare_context, open_media, packets_of
 from rushes.video.packets import PacketFlag
 
 _REFERENCES = 6
@@ -213,7 +213,7 @@ def decoder_bytes(index: VideoIndex) -> int:
 def _numbered(media: Any, stream: Any) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
-        for packet in media.demux(stream):
+        for packet in packets_of(media, stream):
             if packet.size:
                 yield number, packet
                 number += 1

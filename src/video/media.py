@@ -121,7 +121,8 @@ def open_media(source: Source, container: str, limits: Limits, cut: bool = False
     target: Any = io.BytesIO(source.data) if source.data is not None else file_url(source.path)
     reason: VideoReason = "truncated" if cut else "undecodable"
     try:
-        media = av.open(target, "r", format=container, options=options)
+        # Titles in another encoding are no reason to refuse a film.
+        media = av.open(target, "r", format=container, options=options, metadata_errors="replace")
     except (FFmpegError, ValueError, OSError, MemoryError) as error:
         raise UnreadableVideo(source.video_id, f"cannot be opened: {error}", reason) from error
     try:
@@ -132,6 +133,18 @@ def open_media(source: Source, container: str, limits: Limits, cut: bool = False
         yield media
     finally:
         media.close()
+
+
+def packets_of(media: Any, stream: Any) -> Iterator[Any]:
+    """The packets of one stream, an empty one at the end.
+
+    Streams may appear in the middle of a file. PyAV does not know those, and stumbles over them
+    when everything has been read.
+    """
+    try:
+        yield from media.demux(stream)
+    except IndexError:
+        return
 
 
 def file_url(path: Path) -> str:

@@ -26,7 +26,7 @@ from rushes.video.catalogue import Catalogue, Source, open_catalogue
 from rushes.video.decoder import plan_runs
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import open_media
+from rushes.video.media import open_media, packets_of
 from rushes.video.readers.pyav_reader import PyAVReader
 from rushes.video.request import Frames, Request, Size
 from rushes.video.store import open_store
@@ -139,7 +139,8 @@ def calibrate(
 def _excerpt(source: Source, index: VideoIndex, height: int) -> list[Any]:
     frames: list[Any] = []
     with open_media(source, index.container, Limits()) as media:
-        for frame in media.decode(media.streams[index.stream]):
+        packets = packets_of(media, media.streams[index.stream])
+        for frame in (frame for packet in packets for frame in packet.decode()):
             width = max(2, round(frame.width * height / frame.height / 2) * 2)
             frames.append(frame.reformat(width=width, height=height, format="yuv420p", threads=1))
             if len(frames) == _EXCERPT:

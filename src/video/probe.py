@@ -15,7 +15,7 @@ from rushes.errors import NoVideoStream, RefusedVideo, UnreadableVideo, VideoRea
 from rushes.video.catalogue import Source
 from rushes.video.index import NO_TIME, VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import Bytes, check_bytes, open_media
+from rushes.video.media import Bytes, check_bytes, open_media, packets_of
 from rushes.video.packets import PacketFlag, inspect, nal_length_size
 from rushes.video.probe_cache import ProbeCache
 from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
@@ -198,7 +198,7 @@ def _read_packets(
     found = _Packets(direct=codec in _DIRECT_CODECS)
     length_size = nal_length_size(codec, context.extradata or b"")
     try:
-        for packet in media.demux(stream):
+        for packet in packets_of(media, stream):
             if packet.size == 0:
                 continue
             if len(found.sizes) >= limits.max_frames:
@@ -331,7 +331,8 @@ def _first_look(source: Source, index: VideoIndex, limits: Limits) -> _Look:
         aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
         frame = None
         try:
-            frame = next(iter(media.decode(stream)), None)
+            decoded = (frame for packet in packets_of(media, stream) for frame in packet.decode())
+            frame = next(decoded, None)
         except (FFmpegError, OSError, ValueError):
             return _Look(index, uncertain=True)
         if frame is None:

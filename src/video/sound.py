@@ -16,7 +16,7 @@ from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import AUDIO_RATES, Limits, check_deadline
-from rushes.video.media import open_media
+from rushes.video.media import open_media, packets_of
 from rushes.video.request import Audio
 from rushes.video.resampling import ZEROS, Check, Samples, resample
 
@@ -182,7 +182,7 @@ def _decode_window(
 
 
 def _first_stamp(media: Any, stream: Any) -> int | None:
-    for packet in media.demux(stream):
+    for packet in packets_of(media, stream):
         if packet.size:
             stamp: int | None = packet.pts
             return stamp
@@ -198,7 +198,7 @@ def _snap(told: int, origin: int, base: float, rate: int, length: int) -> int:
 def _mono(media: Any, stream: Any, check: Check) -> Iterator[tuple[int | None, Samples]]:
     """Decoded pieces as mono float at the native rate, each with its time stamp."""
     resampler: AudioResampler | None = None
-    for packet in media.demux(stream):
+    for packet in packets_of(media, stream):
         check()
         try:
             frames = packet.decode()

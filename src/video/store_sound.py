@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import open_media
+from rushes.video.media import open_media, packets_of
 
 SOUND_CONTAINER = "nut"
 """Keeps packets as they are; stamps become sample numbers."""
@@ -45,7 +45,7 @@ def copy_sound(
             if stream is None:
                 return {}, []
             # NUT knows no times below zero: everything moves by whole seconds.
-            packets = [packet for packet in media.demux(stream) if packet.size]
+            packets = [packet for packet in packets_of(media, stream) if packet.size]
             stamps = [p.dts if p.dts is not None else p.pts for p in packets]
             earliest = min((stamp for stamp in stamps if stamp is not None), default=0)
             base = stream.time_base
@@ -93,7 +93,7 @@ def copy_cues(
 
 def _cues(media: Any, stream: Any, start: float) -> list[tuple[float, float, str]]:
     cues = []
-    for packet in media.demux(stream):
+    for packet in packets_of(media, stream):
         if packet.size == 0 or packet.pts is None:
             continue
         begin = float(packet.pts * packet.time_base) - start

@@ -12,7 +12,7 @@ from av.error import FFmpegError
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import open_media
+from rushes.video.media import open_media, packets_of
 from rushes.video.packets import PacketFlag
 
 
@@ -88,7 +88,7 @@ def _decode(
             context.options = {**context.options, "err_detect": "explode"}
         number = 0
         try:
-            for packet in media.demux(stream):
+            for packet in packets_of(media, stream):
                 if packet.size == 0:
                     continue
                 packet.pts = packet.dts = number

@@ -19,7 +19,7 @@ from rushes.errors import BackendMissing, UnreadableVideo
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import open_media
+from rushes.video.media import open_media, packets_of
 from rushes.video.readers.verified import Picture, VerifiedReader, path_of, times_differ
 
 _STREAMS = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")
@@ -133,7 +133,7 @@ def with_timestamps(source: Source, index: VideoIndex, limits: Limits) -> bytes:
         stream = media.streams[index.stream]
         out = copy.add_stream_from_template(stream)
         number = 0
-        for packet in media.demux(stream):
+        for packet in packets_of(media, stream):
             if packet.size == 0:
                 continue
             frame = int(index.packet_frames[number])
