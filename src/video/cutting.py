@@ -26,6 +26,7 @@ from rushes.video.transcode import (
     keep_times,
     lead_of,
     source_input,
+    what_it_gives,
 )
 from rushes.video.verify import Difference, check_saved, check_times
 
@@ -79,21 +80,19 @@ def cut(
         graph = ffmpeg.output(
             *streams, file_url(aside), metadata=f"comment={json.dumps(note._asdict())}", **options
         )
-        run_ffmpeg(
-            graph,
-            source.video_id,
-            allowed_seconds(settings.timeout, min(end, info.duration) - begin),
-        )
+        allowed = allowed_seconds(settings.timeout, min(end, info.duration) - begin)
+        truth = what_it_gives(source, info, run_ffmpeg(graph, source.video_id, allowed))
         made = probe(Source("file", source.video_id, aside))
         if copy:
             _verify_copy(source, index, first, last, made, aside)
         else:
-            wanted = info.frame_times[first:last] - begin
-            if info.damaged:
-                differs = check_saved(source.video_id, wanted, aside)
+            if truth.damaged:
+                shown = truth.frame_times + (truth.start - info.start)
+                inside = (shown >= begin - TIME_SLACK) & (shown < end - TIME_SLACK)
+                differs = check_saved(source.video_id, shown[inside] - begin, aside)
             else:
-                check_times(source.video_id, wanted, made.frame_times)
-    return Result(made, start=begin, damaged=info.damaged, differs=differs)
+                check_times(source.video_id, info.frame_times[first:last] - begin, made.frame_times)
+    return Result(made, start=begin, damaged=truth.damaged, differs=differs)
 
 
 def remembered_cut(path: Path) -> CutNote | None:

@@ -53,8 +53,11 @@ def knows_fps_mode(binary: str) -> bool:
     return version is None or (int(version[1]), int(version[2])) >= (5, 1)
 
 
-def run_ffmpeg(stream: Any, video: str, timeout: float | None) -> None:
+def run_ffmpeg(stream: Any, video: str, timeout: float | None) -> str:
     """Run an ffmpeg-python graph; the program dies with this process, however that ends.
+
+    Returns:
+        The end of what it complained of, though it came to an end; mostly nothing.
 
     Raises:
         UnreadableVideo: ffmpeg failed; the text holds the end of what it said.
@@ -73,7 +76,8 @@ def run_ffmpeg(stream: Any, video: str, timeout: float | None) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise DecodeTimeout(video, f"ffmpeg ran longer than {timeout:g} s") from error
+    said = " | ".join(done.stderr.decode(errors="replace").strip().splitlines()[-_SAID_LINES:])
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-_SAID_LINES:]
-        detail = " | ".join(said) or "no message"
+        detail = said or "no message"
         raise UnreadableVideo(video, f"ffmpeg ended with {done.returncode}: {detail}")
+    return said

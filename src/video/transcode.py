@@ -197,10 +197,19 @@ def compress(
             options["c:a"] = "aac"
     with written_aside(target) as aside:
         graph = ffmpeg.output(*streams, file_url(aside), **options)
-        run_ffmpeg(graph, source.video_id, allowed_seconds(settings.timeout, info.duration))
+        said = run_ffmpeg(graph, source.video_id, allowed_seconds(settings.timeout, info.duration))
+        info = what_it_gives(source, info, said)
         made = probe(Source("file", source.video_id, aside))
         differs = _verify(source.video_id, info, made, settings, aside)
     return Result(made, damaged=info.damaged, differs=differs)
+
+
+def what_it_gives(source: Source, info: VideoInfo, said: str) -> VideoInfo:
+    """What a source truly holds: packets do not tell of broken bits, but ffmpeg said something."""
+    if not said or info.damaged:
+        return info
+    truth = build_index(source, Limits(), deep=True).info
+    return truth if truth.damaged else info
 
 
 def lead_of(source: Source, index: VideoIndex) -> float:

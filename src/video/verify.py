@@ -59,6 +59,8 @@ def check_saved(video: str, wanted: Times, path: Path) -> Difference:
     if index.damage is not None:
         raise UnreadableVideo(video, f"the result does not decode ({index.damage})")
     found = index.info.frame_times
+    if not len(wanted):
+        raise UnreadableVideo(video, "the damaged source gives no frame there")
     shared = max(_shared(wanted, found + start) for start in wanted[:_FIRST_FRAMES])
     if 2 * shared < len(wanted):
         raise UnreadableVideo(

@@ -73,3 +73,25 @@ def test_a_damaged_source_is_checked_all_the_same(
     with pytest.raises(UnreadableVideo, match="the limit is half"):
         compress(source, tmp_path / "c.mp4", Settings(fps=fps, preset="ultrafast"))
     assert not (tmp_path / "c.mp4").exists()
+
+
+def test_damage_that_packets_do_not_tell_is_found_when_ffmpeg_meets_it(
+    counter: Rendered, tmp_path: Path
+) -> None:
+    """Sound by its packets, broken in its bits: what can be had is made, and named damaged."""
+    path = tmp_path / "v.webm"
+    index = build_index(source_of(counter("vp9.webm")[1]), Limits())
+    data = bytearray(counter("vp9.webm")[1].read_bytes())
+    for packet in range(26, 30):
+        begin, size = int(index.positions[packet]), int(index.sizes[packet])
+        data[begin + 2 : begin + size] = b"\xff" * (size - 2)
+    path.write_bytes(data)
+    source = Source("file", "v", path)
+    assert not probe(path).damaged
+    made = compress(source, tmp_path / "a.mp4", FAST)
+    assert made.damaged
+    assert made.info.num_frames >= 30
+    part = cut(source, tmp_path / "b.mp4", 0.5, 1.9, FAST)
+    assert part.damaged
+    before = cut(source, tmp_path / "c.mp4", 0.0, 0.4, FAST)
+    assert before.differs == Difference()
