@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rushes.video.service.process import WorkerSpec
 
 FLIGHT = "flight://"
+_MAX_DEADLINE = 86400.0
 
 
 def open_service_reader(
@@ -50,13 +51,19 @@ def open_service_reader(
         spec: how workers are started, instead of with a catalogue.
 
     Raises:
-        ConfigError: `frames` is neither, or a token or certificate file cannot be read.
+        ConfigError: `frames` is neither, the deadline is no time, or a token or certificate file
+            cannot be read.
         ServiceError: a server wants another token.
         StorageError: there is nothing at `catalogue_path` ("local").
     """
     from rushes.video.service.pool import PoolReader
     from rushes.video.service.process import with_catalogue
 
+    if not 0 < deadline <= _MAX_DEADLINE:
+        raise ConfigError(
+            f"deadline {deadline:g} s: decoding in other processes needs more than 0 s, "
+            f"at most {_MAX_DEADLINE:g} s"
+        )
     chosen = spec or with_catalogue(
         catalogue_path, vis_format, videos_low, backend, index_cache=index_cache
     )

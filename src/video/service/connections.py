@@ -33,11 +33,16 @@ def peer_of(text: str) -> Peer:
 
 def connections() -> Iterator[tuple[Peer, socket.socket]]:
     """Every connection with its other end; the socket is good until the next one."""
-    for name in os.listdir("/proc/self/fd"):
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # no descriptor is left to list them with
+        names = os.listdir("/proc/self/fd")
+    for name in names:
         with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+            copy = os.dup(int(name))
+            if not stat.S_ISSOCK(os.fstat(copy).st_mode):
+                os.close(copy)
                 continue
-            with socket.socket(fileno=os.dup(int(name))) as connection:
+            with socket.socket(fileno=copy) as connection:
                 address = connection.getpeername()
                 if isinstance(address, tuple):  # else a socket of this machine alone
                     yield (_plain_address(address[0]), int(address[1])), connection
@@ -45,11 +50,23 @@ def connections() -> Iterator[tuple[Peer, socket.socket]]:
 
 def received(connection: socket.socket) -> int:
     """Bytes that came over a connection so far; 0 where the kernel does not count."""
-    known = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    try:
+        known = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError:
+        return 0
     if len(known) < _RECEIVED_AT + 8:
         return 0
     count: int = struct.unpack_from("=Q", known, _RECEIVED_AT)[0]
     return count
+
+
+def hang_up(connection: socket.socket) -> bool:
+    """Shut down a connection; False where the other end was faster."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return False
+    return True
 
 
 def disconnect(peer: Peer) -> bool:
@@ -57,8 +74,7 @@ def disconnect(peer: Peer) -> bool:
     found = False
     for other, connection in connections():
         if other == peer:
-            connection.shutdown(socket.SHUT_RDWR)
-            found = True
+            found = hang_up(connection) or found
     return found
 
 

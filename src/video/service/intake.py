@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 
 from rushes.log import get_logger
-from rushes.video.service.connections import Peer, connections, peer_of, received
+from rushes.video.service.connections import Peer, connections, hang_up, peer_of, received
 
 log = get_logger(__name__)
 
@@ -37,6 +36,7 @@ class IntakeGuard:
         kept: bytes that the server keeps with good reason.
         cut_off: told how many connections were cut.
         stranger_bytes: what a connection may send before its first accepted call.
+        stranger_seconds: how long it may wait with that.
         spare: bytes of memory beyond `kept` and what the server began with.
         burst: what an accepted client may send while memory is short.
     """
@@ -47,13 +47,16 @@ class IntakeGuard:
         cut_off: Callable[[int], None],
         *,
         stranger_bytes: int = 1 << 20,
+        stranger_seconds: float = 30.0,
         spare: int = 128 << 20,
         burst: int = 16 << 20,
     ) -> None:
         self.port, self._kept, self._cut_off = 0, kept, cut_off
-        self.stranger_bytes, self.spare, self.burst = stranger_bytes, spare, burst
+        self.stranger_bytes, self.stranger_seconds = stranger_bytes, stranger_seconds
+        self.spare, self.burst = spare, burst
         self._known: dict[str, Peer] = {}
         self._marks: dict[Peer, int] = {}
+        self._since: dict[Peer, float] = {}
         self._base = 0
         self._unexplained = 0
         self._scanned = 0.0
@@ -77,15 +80,19 @@ class IntakeGuard:
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK):
-            short = self._short()
-            if not short and time.monotonic() - self._scanned < _SCAN:
-                continue
-            cut = self._scan(short)
-            if cut:
-                self._cut_off(cut)
-                self._stop.wait(_TICK)  # gRPC frees what it held once it has noticed
-                _trim()
-            self._explain(short and not cut)
+            with contextlib.suppress(OSError):  # out of descriptors: look again in a moment
+                self._look()
+
+    def _look(self) -> None:
+        short = self._short()
+        if not short and time.monotonic() - self._scanned < _SCAN:
+            return
+        cut = self._scan(short)
+        if cut:
+            self._cut_off(cut)
+            self._stop.wait(_TICK)  # gRPC frees what it held once it has noticed
+            _trim()
+        self._explain(short and not cut)
 
     def _short(self) -> bool:
         return private_memory() > self._base + self._kept() + self.spare
@@ -102,27 +109,30 @@ class IntakeGuard:
 
     def _scan(self, short: bool) -> int:
         """Cut who has sent too much; returns how many."""
-        before, seen, cut = dict(self._known), dict[Peer, int](), 0
+        before, seen, cut, now = dict(self._known), dict[Peer, int](), 0, time.monotonic()
         for peer, connection in connections():
             if connection.getsockname()[1] != self.port:
                 continue
             seen[peer] = count = received(connection)
-            if count > self.stranger_bytes and peer not in self._known.values():
+            stranger = peer not in self._known.values()
+            since = self._since.setdefault(peer, now)
+            if stranger and count > self.stranger_bytes:
                 what = f"{count} bytes without an accepted call, at most {self.stranger_bytes}"
+            elif stranger and now - since > self.stranger_seconds:
+                what = f"no accepted call in {self.stranger_seconds:g} s"
             elif short and count - self._marks.get(peer, 0) > self.burst:
                 what = f"{count - self._marks.get(peer, 0)} bytes while memory is short"
             else:
                 continue
-            log.warning("%s:%d sent %s: disconnected", *peer, what)
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-                cut += 1
+            log.warning("%s:%d: %s: disconnected", *peer, what)
+            cut += hang_up(connection)
         for text, peer in before.items():
             if peer not in seen:  # its connection is closed
                 self._known.pop(text, None)
+        self._since = {peer: self._since[peer] for peer in seen}
         if not short:
             self._marks = seen
-        self._scanned = time.monotonic()
+        self._scanned = now
         return cut
 
 

@@ -196,13 +196,13 @@ class Keeper:
         Without a name nothing of the video was read yet, and its worker died of something else.
         """
         pool, pid = self.pool, self.worker.pid if self.worker else 0
+        seconds, full = patience.own.seconds, _FULL * pool.deadline
         self._stop_worker()
         if pool.closed:
             raise ServiceError("the pool was closed")
         log.warning("worker %d on %s: %s; it is replaced", pid, job.video_id, gone)
         pool.counters.add(restarts=1)
         if gone.hung:
-            seconds, full = patience.own.seconds, _FULL * pool.deadline
             pool.quarantine.hung(name or job.video_id, job.video_id, str(gone), seconds, full)
             detail = f"the decoder gave {gone}, the deadline was {job.allowed:g} s"
             raise DecodeTimeout(job.video_id, f"{detail}; its worker was killed")

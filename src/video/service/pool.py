@@ -101,11 +101,10 @@ class PoolReader:
         promise: Future[Reply] = Future()
 
         def done(packed: Future[Packed | VideoInfo]) -> None:
-            error = packed.exception()
-            if error is not None:
-                promise.set_exception(error)
-            else:
+            try:
                 promise.set_result(wire.unpack(cast(Packed, packed.result())))
+            except RushesError as error:
+                promise.set_exception(error)
 
         promise.set_running_or_notify_cancel()
         self._put(request.video_id, request.deadline, request).future.add_done_callback(done)

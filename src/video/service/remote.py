@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from rushes.errors import RushesError, ServiceError
+from rushes.errors import ConfigError, RushesError, ServiceError
 from rushes.log import get_logger
 from rushes.video.request import Request, VideoInfo
 from rushes.video.service import wire
+from rushes.video.service.limits import RequestLimits
 from rushes.video.service.wire import Busy, Packed
 
 log = get_logger(__name__)
@@ -106,9 +107,12 @@ class RemoteServer:
         self._headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
         scheme = "grpc+tls" if tls_ca else "grpc"
         secure = {"tls_root_certs": tls_ca} if tls_ca else {}
-        self._client = flight.FlightClient(
-            f"{scheme}://{address}", generic_options=_OPTIONS, **secure
-        )
+        try:
+            self._client = flight.FlightClient(
+                f"{scheme}://{address}", generic_options=_OPTIONS, **secure
+            )
+        except pa.ArrowException as error:
+            raise ConfigError(f"frame server {address!r}: {_first_line(error)}") from error
         self._window = _Window()
         # Of its own: attempts at a server that hangs must not take the threads of the others.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"rushes-ask-{address}")
@@ -158,9 +162,7 @@ class RemoteServer:
         """
         with self._window.entered(deadline), _translated(self.address):
             remaining = max(deadline - time.monotonic(), 0.001)
-            share, most = _MARGIN
-            within = remaining - min(share * remaining, most)
-            plain = wire.encode_request(replace(request, deadline=within))
+            plain = wire.encode_request(replace(request, deadline=_within(remaining)))
             ticket = flight.Ticket(msgpack.packb({"v": wire.VERSION, "request": plain}))
             stream = self._client.do_get(ticket, self._call(remaining + 0.5))
             packed = _received(stream)
@@ -169,7 +171,7 @@ class RemoteServer:
     def describe(self, video_id: str, deadline: float) -> VideoInfo:
         """What a video holds; raises as `fetch`."""
         remaining = max(deadline - time.monotonic(), 0.001)
-        body = msgpack.packb({"id": video_id, "deadline": remaining})
+        body = msgpack.packb({"id": video_id, "deadline": _within(remaining)})
         return wire.decode_info(self._action("describe", body, remaining + 0.5))
 
     def status(self, timeout: float = 5.0) -> bytes:
@@ -236,6 +238,12 @@ class RemoteServer:
         self._window.shut()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+
+
+def _within(remaining: float) -> float:
+    """The seconds that a server is given out of ours."""
+    share, most = _MARGIN
+    return min(remaining - min(share * remaining, most), RequestLimits().max_deadline)
 
 
 def _received(stream: Any) -> Packed:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rushes.errors import ServiceError
+from rushes.video.service import wire
 from rushes.video.service.client import check_address
 from rushes.video.service.remote import Health, RemoteServer, Unreachable
 
@@ -17,12 +18,17 @@ def fetch_status(
     check_address(address)
     server = RemoteServer(address, token, tls_ca, Health())
     try:
-        status: dict[str, Any] = json.loads(server.status())
-        return status
+        status = json.loads(server.status())
     except Unreachable as error:
         raise ServiceError(str(error)) from error
+    except ValueError as error:
+        raise ServiceError(f"{address} is no frame server: {error}") from error
     finally:
         server.close()
+    version = status.get("version") if isinstance(status, dict) else None
+    if version != wire.VERSION:
+        raise ServiceError(f"{address} speaks version {version!r:.80}, not {wire.VERSION}")
+    return dict(status)
 
 
 def status_text(address: str, status: dict[str, Any]) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import msgpack
+import pyarrow.flight as flight
 import pytest
 from tests.helpers import free_port
 from tests.video.service.conftest import ServerProcess, spec
@@ -13,9 +16,11 @@ from tests.video.service.fakes import FakeReader, request_of, same
 from tests.video.service.test_faults import silent_server
 
 from rushes.errors import ConfigError, DecodeTimeout, RushesError, ServiceError
+from rushes.video.service import open_service_reader
 from rushes.video.service.client import ServiceReader, check_address, home_order
 from rushes.video.service.pool import PoolReader
 from rushes.video.service.server import FrameServer
+from rushes.video.service.status import fetch_status
 
 OpenServer = Callable[..., FrameServer]
 OpenClient = Callable[..., ServiceReader]
@@ -89,6 +94,43 @@ def test_attempts_at_a_server_that_hangs_hold_up_no_others(
         assert all(future.result(30).video_id for future in lost)
     frozen.process.send_signal(signal.SIGCONT)
     assert sound.process is not None
+
+
+def test_a_deadline_beyond_what_servers_allow_is_no_error(
+    open_server: OpenServer, open_client: OpenClient
+) -> None:
+    client = open_client(f"127.0.0.1:{open_server().port}")
+    assert client.read(request_of("v", deadline=5000.0)).video_id == "v"
+
+
+@pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])
+def test_deadlines_that_are_no_time(deadline: float, tmp_path: Path) -> None:
+    for frames in ("local", "flight://127.0.0.1:1"):
+        with pytest.raises(ConfigError, match="needs more than 0 s, at most 86400 s"):
+            open_service_reader(frames, tmp_path, deadline=deadline)
+
+
+class Stranger(flight.FlightServerBase):  # type: ignore[misc]
+    """A Flight server of somebody else, which answers whatever it is asked."""
+
+    def do_action(self, _context: object, action: flight.Action) -> list[bytes]:
+        return [ANSWERS[action.type]] if action.type in ANSWERS else []
+
+
+ANSWERS = {"status": b"[1, 2]", "hello": msgpack.packb({"version": 1, "window": 4})}
+
+
+def test_servers_of_another_kind_are_said_to_be(tmp_path: Path) -> None:
+    with Stranger("grpc://127.0.0.1:0") as stranger:
+        address = f"127.0.0.1:{stranger.port}"
+        with pytest.raises(ServiceError, match="speaks version None, not 2"):
+            fetch_status(address)
+        with ServiceReader([address], deadline=0.5) as reader:
+            assert not reader.servers[address].well
+            with pytest.raises(ServiceError, match="no frame server answered"):
+                reader.read(request_of("v"))
+    with pytest.raises(ConfigError, match="'ho st:80'"):
+        ServiceReader(["ho st:80"])
 
 
 @pytest.mark.parametrize(

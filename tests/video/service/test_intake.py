@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -124,6 +125,37 @@ def test_strangers_may_send_little_and_known_ones_more(listener: socket.socket) 
         assert known.recv(100) == b"still there"
     guard.close()
     assert cuts == [1]
+
+
+def test_strangers_that_never_ask_are_hung_up_on(listener: socket.socket) -> None:
+    guard = IntakeGuard(lambda: 0, lambda _: None, stranger_seconds=0.5)
+    guard.watch(listener.getsockname()[1])
+    known, friend, peer = pair(listener)
+    guard.accepted(peer)
+    unknown, stranger, _ = pair(listener)
+    with known, friend, unknown, stranger:
+        stranger.settimeout(10)
+        assert stranger.recv(1) == b""
+        friend.sendall(b"x")
+        assert known.recv(1) == b"x"
+    guard.close()
+
+
+def test_no_descriptor_left_ends_no_watch(listener: socket.socket) -> None:
+    guard = IntakeGuard(lambda: 0, lambda _: None, stranger_seconds=0.5)
+    unknown, stranger, _ = pair(listener)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with unknown, stranger:
+        guard.watch(listener.getsockname()[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            assert list(connections()) == []
+            time.sleep(1.5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        stranger.settimeout(10)
+        assert stranger.recv(1) == b""
+    guard.close()
 
 
 def test_the_kernel_counts_what_came(listener: socket.socket) -> None:

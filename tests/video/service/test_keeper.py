@@ -60,7 +60,8 @@ def test_waiting_for_a_cpu_is_not_held_against_a_video(open_pool: OpenPool) -> N
             wait_until(lambda: pool.slots.num_free == pool.slots.num_slots - 1)
     assert pool.num_restarts == 0
     assert pool.quarantine.videos() == {}
-    assert same(pool.read(request_of("busy_1")), FakeReader().read(request_of("busy_1")))
+    request = request_of("busy_1", deadline=60.0)
+    assert same(pool.read(request), FakeReader().read(request))
 
 
 def test_time_in_a_crowd_is_not_ones_own() -> None:
