@@ -70,7 +70,7 @@ def test_no_two_writers_share_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
-    target = tmp_path / ("é" * 127)
+    target = tmp_path / ("\xe9" * 127)
     with written_aside(target) as aside:
         aside.write_bytes(b"x")
     assert target.read_bytes() == b"x"
