@@ -109,12 +109,14 @@ class IntakeGuard:
 
     def _scan(self, short: bool) -> int:
         """Cut who has sent too much; returns how many."""
-        before, seen, cut, now = dict(self._known), dict[Peer, int](), 0, time.monotonic()
+        seen: dict[Peer, int] = {}
+        before, cut, now = dict(self._known), 0, time.monotonic()
+        known = set(before.values())
         for peer, connection in connections():
             if connection.getsockname()[1] != self.port:
                 continue
             seen[peer] = count = received(connection)
-            stranger = peer not in self._known.values()
+            stranger = peer not in known
             since = self._since.setdefault(peer, now)
             if stranger and count > self.stranger_bytes:
                 what = f"{count} bytes without an accepted call, at most {self.stranger_bytes}"

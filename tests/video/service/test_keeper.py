@@ -80,29 +80,32 @@ def test_time_in_a_crowd_is_not_ones_own() -> None:
             process.kill()
 
 
-def test_a_decoder_that_spins_costs_two_full_deadlines(open_pool: OpenPool) -> None:
-    pool = open_pool(num_workers=1, deadline=1.0)
-    for strike in (1, 2):
-        with pytest.raises(DecodeTimeout, match=r"the deadline was 0\.2 s"):
-            pool.read(request_of("spin_1", deadline=0.2))
-        wait_until(lambda strike=strike: pool.num_restarts == strike)  # type: ignore[misc]
-    with pytest.raises(Quarantined, match="killed 2 workers"):
-        pool.read(request_of("spin_1"))
-
-
-def test_a_hang_under_short_deadlines_frees_the_worker_and_adds_up(open_pool: OpenPool) -> None:
-    pool = open_pool(num_workers=1, deadline=2.0)
-    kills = 0
+def hurry_until_quarantined(pool: PoolReader, video: str, deadline: float) -> None:
+    """Ask for a video again and again in a hurry; every caller is told in time."""
+    until = time.monotonic() + 60.0
     while not pool.quarantine.videos():
         started = time.monotonic()
         with pytest.raises((DecodeTimeout, Quarantined)):
-            pool.read(request_of("hang_1", deadline=0.3))
-        assert time.monotonic() - started < 1.0
-        kills += 1
-        wait_until(lambda kills=kills: pool.num_restarts == kills, 5.0)  # type: ignore[misc]
-        assert kills < 8
-    assert kills >= 3  # no single hurried read is a strike
-    assert same(pool.read(request_of("v", deadline=10.0)), FakeReader().read(request_of("v")))
+            pool.read(request_of(video, deadline=deadline))
+        assert time.monotonic() - started < deadline + 1.5
+        assert time.monotonic() < until
+    with pytest.raises(Quarantined, match="killed 2 workers"):
+        pool.read(request_of(video))
+
+
+def test_a_decoder_that_spins_costs_two_full_deadlines(open_pool: OpenPool) -> None:
+    pool = open_pool(num_workers=1, deadline=1.0)
+    started = time.monotonic()
+    hurry_until_quarantined(pool, "spin_1", 0.2)
+    assert time.monotonic() - started > 1.8  # its own time, twice
+    assert pool.num_restarts == 2
+
+
+def test_a_hang_under_short_deadlines_frees_the_worker_and_adds_up(open_pool: OpenPool) -> None:
+    pool = open_pool(num_workers=1, deadline=3.0)
+    hurry_until_quarantined(pool, "hang_1", 0.3)
+    assert pool.num_restarts >= 3  # each was let go well before its three seconds
+    assert same(pool.read(request_of("v", deadline=20.0)), FakeReader().read(request_of("v")))
 
 
 def test_an_idle_worker_that_is_killed_is_replaced_at_once(open_pool: OpenPool) -> None:
