@@ -279,11 +279,11 @@ def write_folder(
         "files": {str(path.relative_to(folder)): _fingerprint(path) for path in files},
     }
     for path in files:
-        _sync(path)
+        sync(path)
     _write_json(folder / MANIFEST, manifest)
-    _sync(folder / MANIFEST)
+    sync(folder / MANIFEST)
     for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
-        _sync(path)
+        sync(path)
 
 
 def verify(folder: Path) -> None:
@@ -379,7 +379,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a text file so that a reader sees the old or the new one, never a part."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
-    _sync(aside)
+    sync(aside)
     aside.replace(path)
 
 
@@ -392,7 +392,7 @@ def _put_in_place(aside: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         aside.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _link(link: Path, target: str) -> None:
@@ -412,7 +412,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"size": file.tell(), "sha256": digest}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

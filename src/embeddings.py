@@ -23,7 +23,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rushes.checkpoint import write_atomically
+from rushes.checkpoint import sync, write_atomically
 from rushes.errors import StorageError
 
 Format = Literal["safetensors", "h5"]
@@ -139,6 +139,7 @@ class EmbeddingWriter:
         name = f"part_{self._parts:05d}.{self._form}"
         aside = self.folder / f".writing-{os.getpid()}-{name}"
         _write(aside, keys, arrays, self._form)
+        sync(aside)  # else a machine that loses power keeps the name without the bytes
         aside.replace(self.folder / name)
         self._parts += 1
         self._pending = []

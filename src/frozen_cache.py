@@ -3,7 +3,8 @@
 A view is what one visit shows of a stretch of video: its clips at drawn times and crops. With the
 video tower frozen, an epoch e of training shows view e mod K, and its tokens come from features on
 disk in place of pixels. What lies there depends on the tower's weights, geometry and sampling, so
-their hash names the folder; an interrupted encoding goes on after its last whole part.
+their hash names the folder; an interrupted encoding goes on after its last whole part. Why a view
+could not be encoded is kept beside the features, and is what its samples fail with.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from rushes.checkpoint import write_atomically
 from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch, Ragged
 from rushes.datasets.collate import BadVideo, collate
@@ -29,7 +31,7 @@ from rushes.datasets.loader import TrainLoader
 from rushes.datasets.samples import VideoTextDataset
 from rushes.distributed import World
 from rushes.embeddings import EmbeddingWriter, Rows, parts_of
-from rushes.errors import ConfigError
+from rushes.errors import ConfigError, StorageError, VideoError, VideoReason
 from rushes.log import get_logger
 from rushes.modeling.model import FROZEN_VIDEO, VideoTextModel
 from rushes.steps import mixed_seed, resolve_precision
@@ -37,6 +39,8 @@ from rushes.steps import mixed_seed, resolve_precision
 logger = get_logger(__name__)
 
 TOKENS = "video_token"
+GRID = "grid.json"
+FAILED = "failed.json"
 _PART = 128
 _Slot = tuple[VideoTextDataset, int, int, str]
 
@@ -52,6 +56,31 @@ def cache_frozen(
 
     Raises:
         ConfigError: the video tower trains, or what it sees depends on more than the view.
+        StorageError: not one view could be encoded.
+    """
+    check_cacheable(model, config)
+    for dataset in loader.datasets:
+        dataset.draws, dataset.stored = config.train.cache_frozen, None
+    folder = run_folder / "frozen_clips" / fingerprint(model, config)
+    grid = encode_all(loader.datasets, model, config, world, folder)
+    store = FrozenStore(folder)
+    if not len(store):
+        detail, reason = next(iter(store.failed.values()), ["no views", "missing"])
+        raise StorageError(
+            f"{folder}: none of {len(store.failed)} views could be encoded; the first: {detail} "
+            f"[{reason}]"
+        )
+    for dataset in loader.datasets:
+        dataset.stored = store
+    model.frozen_grid = grid
+    return FrozenLoader(loader, store)
+
+
+def check_cacheable(model: VideoTextModel, config: RunConfig) -> None:
+    """Refuse a run whose video features are not the same at each visit of a view.
+
+    Raises:
+        ConfigError: the video tower trains, or what it sees depends on more than the view.
     """
     if any(parameter.requires_grad for parameter in model.video.parameters()):
         raise ConfigError("train.cache_frozen needs a frozen video tower: model.freeze stage1")
@@ -60,15 +89,6 @@ def cache_frozen(
             f"train.cache_frozen: geometry.flip is {config.geometry.flip}; whether a video may be "
             "flipped depends on its text, so it must be 0"
         )
-    for dataset in loader.datasets:
-        dataset.draws, dataset.stored = config.train.cache_frozen, None
-    folder = run_folder / "frozen_clips" / fingerprint(model, config)
-    grid = encode_all(loader.datasets, model, config, world, folder)
-    store = FrozenStore(folder)
-    for dataset in loader.datasets:
-        dataset.stored = store
-    model.frozen_grid = grid
-    return FrozenLoader(loader, store)
 
 
 def fingerprint(model: VideoTextModel, config: RunConfig) -> str:
@@ -82,13 +102,17 @@ def fingerprint(model: VideoTextModel, config: RunConfig) -> str:
         "geometry": asdict(config.geometry),
         "inputs": config.model.inputs,
         "kind": config.model.kind,
-        "precision": config.train.precision,
+        "precision": str(resolve_precision(config.train.precision, _device(model))),
         "seed": config.seed,
         "draws": config.train.cache_frozen,
         "videos": [(d.name, d.videos, d.videos_low) for d in config.data.train],
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _device(model: VideoTextModel) -> torch.device:
+    return next(model.video.parameters()).device
 
 
 def encode_all(
@@ -107,10 +131,11 @@ def encode_all(
     header = {"what": "frozen clips", "fingerprint": folder.name}
     workers = max(1, config.data.num_workers)
     size = config.train.batch_size
-    grid = (0, 0)
+    mine = folder / f"rank_{world.rank}"
+    failed: dict[str, list[str]] = {}
     slots = list(_missing(datasets, config.train.cache_frozen, done, world))
     with (
-        EmbeddingWriter(folder / f"rank_{world.rank}", header, part_rows=_PART) as writer,
+        EmbeddingWriter(mine, header, part_rows=_PART) as writer,
         ThreadPoolExecutor(workers, "frozen") as pool,
         tqdm(total=len(slots), desc="encoding frozen clips", disable=not world.is_main) as bar,
     ):
@@ -120,17 +145,26 @@ def encode_all(
             bar.update(len(chunk))
             batch = collate(samples).to(world.device)
             tokens, grid = _tokens(model, batch, config, world)
+            if not (mine / GRID).is_file():  # before any part: where features lie, it lies too
+                write_atomically(mine / GRID, json.dumps(grid))
             for slot, sample, rows in zip(chunk, samples, tokens, strict=True):
-                if sample.valid:
+                if sample.error is None:
                     writer.add(slot[3], {TOKENS: Rows(rows.numpy())})
+                else:
+                    failed[slot[3]] = [sample.error.detail, sample.error.reason]
         writer.flush()
+    write_atomically(mine / FAILED, json.dumps(failed, indent=1) + "\n")
     model.train()
-    grids = [found for found in world.all_gather_object(grid) if found[0]]
-    if grids and world.is_main:
-        (folder / "grid.json").write_text(json.dumps(grids[0]), encoding="utf-8")
     world.barrier()
-    rows, columns = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
-    return int(rows), int(columns)
+    return _grid(folder)
+
+
+def _grid(folder: Path) -> tuple[int, int]:
+    """Rows and columns of a clip's tokens, as any rank found them."""
+    for path in sorted(folder.glob(f"rank_*/{GRID}")):
+        rows, columns = json.loads(path.read_text(encoding="utf-8"))
+        return int(rows), int(columns)
+    raise StorageError(f"{folder}: no rank_*/{GRID}; delete the folder to encode anew")
 
 
 def _missing(
@@ -164,9 +198,13 @@ class FrozenStore:
 
     Attributes:
         places: key -> (file, first row, rows).
+        failed: key -> why there are no features: what happened, and its machine-readable reason.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.failed: dict[str, list[str]] = {}
+        for path in sorted(folder.glob(f"rank_*/{FAILED}")):
+            self.failed.update(json.loads(path.read_text(encoding="utf-8")))
         self.places: dict[str, tuple[Path, int, int]] = {}
         self._open: dict[Path, Any] = {}
         for part in (p for rank in sorted(folder.glob("rank_*")) for p in parts_of(rank)):
@@ -178,8 +216,12 @@ class FrozenStore:
                 self.places[names[at : at + length].decode()] = (part, row, int(rows))
                 at, row = at + int(length), row + int(rows)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.places
+    def check(self, key: str, video: str) -> None:
+        """Raise the `VideoError` that the view had when it was encoded, if it has no features."""
+        if key not in self.places:
+            unknown = ["not among the stored views", "missing"]
+            detail, reason = self.failed.get(key, unknown)
+            raise VideoError(video, f"{detail} (when it was encoded)", cast(VideoReason, reason))
 
     def __len__(self) -> int:
         return len(self.places)

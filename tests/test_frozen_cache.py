@@ -17,8 +17,8 @@ from rushes.datasets.footage.corpus import render_corpus
 from rushes.datasets.loader import TrainLoader
 from rushes.distributed import SingleWorld
 from rushes.embeddings import parts_of
-from rushes.errors import ConfigError
-from rushes.frozen_cache import FrozenLoader, FrozenStore, cache_frozen, fingerprint
+from rushes.errors import ConfigError, StorageError, UnreadableVideo
+from rushes.frozen_cache import FrozenLoader, FrozenStore, cache_frozen, encode_all, fingerprint
 from rushes.modeling.model import FROZEN_VIDEO, VideoTextModel
 from rushes.runner import Parts, assemble
 from rushes.training import train
@@ -89,7 +89,9 @@ def test_losses_equal_those_of_recomputation(
     assert losses(tmp_path / "once") == pytest.approx(losses(tmp_path / "again"), rel=1e-5)
     again = (tmp_path / "again/bad_videos.jsonl").read_text().splitlines()
     once = (tmp_path / "once/bad_videos.jsonl").read_text().splitlines()
-    assert [json.loads(a)["id"] for a in again] == [json.loads(b)["id"] for b in once]
+    for left, right in zip(map(json.loads, again), map(json.loads, once), strict=True):
+        assert (left["id"], left["reason"]) == (right["id"], right["reason"])
+        assert right["detail"] == f"{left['detail']} (when it was encoded)"
     assert again, "the corpus has bad files, which fail on both ways"
     parts.sources.close()
 
@@ -116,6 +118,10 @@ def test_encoding_goes_on_where_it_stopped(
     before = len(FrozenStore(folder))
     assert before > 0
     first = parts_of(folder / "rank_0")[0].read_bytes()
+    with monkeypatch.context() as patch:  # killed between the last part and the end
+        patch.setattr("rushes.frozen_cache._missing", lambda *_: iter(()))
+        rows, columns = encode_all(loader.datasets, parts.model, config, WORLD, folder)
+        assert rows * columns > 0
     cached = cache_frozen(loader, parts.model, config, WORLD, tmp_path)
     assert isinstance(cached, FrozenLoader)
     assert len(cached.store) > before
@@ -138,5 +144,19 @@ def test_other_weights_have_another_cache(corpus: Path, tmp_path: Path) -> None:
     assert fingerprint(parts.model, config) != before
     next(parts.model.video.parameters()).requires_grad_(True)
     with pytest.raises(ConfigError, match="frozen video tower"):
+        cache_frozen(loader, parts.model, config, WORLD, tmp_path)
+    parts.sources.close()
+
+
+def test_a_corpus_without_a_readable_video_says_why(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(*_: object) -> None:
+        raise UnreadableVideo("v0", "the shutter stuck", "truncated")
+
+    monkeypatch.setattr("rushes.datasets.samples.VideoTextDataset._read", torn)
+    config = config_of(corpus)
+    parts, loader = parts_of_run(config, tmp_path)
+    with pytest.raises(StorageError, match=r"none of \d+ views .*the shutter stuck \[truncated\]"):
         cache_frozen(loader, parts.model, config, WORLD, tmp_path)
     parts.sources.close()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from rushes.datasets.record_store import RecordStore
 from rushes.datasets.sampling import plan_clips
 from rushes.datasets.text import TextTokenizer
 from rushes.datasets.transforms import Inputs, Pixels, pixel_shapes, plan_geometry
-from rushes.errors import FrameUnavailable, UnreadableVideo, VideoError
+from rushes.errors import FrameUnavailable, VideoError
 from rushes.video.request import Request, VideoInfo, VideoReader
 
 Decoded = tuple[Pixels | None, Pixels | None, npt.NDArray[np.float64]]
@@ -89,6 +90,13 @@ class Visit:
     end: float | None = None
 
 
+class StoredViews(Protocol):
+    """Views of videos whose features lie on disk; see `rushes.frozen_cache`."""
+
+    def check(self, key: str, video: str) -> None:
+        """Raise the `VideoError` that the view had when it was encoded, if it has no features."""
+
+
 class VideoTextDataset(ABC):
     """Items of one task over records; a task says what an item is.
 
@@ -117,7 +125,7 @@ class VideoTextDataset(ABC):
         # Training may be limited to so many views of each stretch of video, and read none whose
         # features are stored; see `rushes.frozen_cache`.
         self.draws = 0
-        self.stored: Container[str] | None = None
+        self.stored: StoredViews | None = None
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -199,8 +207,7 @@ class VideoTextDataset(ABC):
         key = self._clip_key(visit, epoch)
         if self.stored is None:
             return self._read(visit, stable_key(key) & 0x7FFFFFFF, epoch % self.draws)
-        if key not in self.stored:
-            raise UnreadableVideo(visit.record.video, "could not be read when it was encoded")
+        self.stored.check(key, visit.record.video)
         return self._nothing()
 
     def _read(self, visit: Visit, index: int, epoch: int) -> Decoded:
