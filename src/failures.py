@@ -13,7 +13,7 @@ from typing import Any
 from rushes.datasets.collate import BadVideo
 from rushes.distributed import World
 from rushes.errors import FailureBudgetExceeded
-from rushes.log import get_logger
+from rushes.log import get_logger, write_out
 
 logger = get_logger(__name__)
 
@@ -45,6 +45,8 @@ class BadSamples:
         self.budget, self.global_batch, self.epoch_steps = budget, global_batch, epoch_steps
         self.known: dict[Slot, BadVideo] = {}
         self._logged: set[str] = set()
+        self._unwritten: list[dict[str, Any]] = []
+        self._warned = False
 
     def restore(self, saved: Iterable[Mapping[str, Any]]) -> None:
         """Take up what the checkpoint and the file know."""
@@ -68,7 +70,8 @@ class BadSamples:
                 self.known[slot(bad)] = bad
                 new.append({"step": step, **asdict(bad)})
         if new and self.world.is_main:
-            _append(self.path, new)
+            self._unwritten += new
+            self.flush()
             for line in new:
                 self._log(line)
 
@@ -79,6 +82,19 @@ class BadSamples:
                 f"{len(self.known)} samples have failed, {limit} of {seen} may "
                 f"(data.failure_budget={self.budget}); they are named in {self.path}"
             )
+
+    def flush(self) -> None:
+        """Write what is not in the file yet; on a full disk the next call tries again."""
+        if not self._unwritten:
+            return
+        try:
+            _append(self.path, self._unwritten)
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s cannot be written now: %s", self.path, error)
+            self._warned = True
+        else:
+            self._unwritten, self._warned = [], False
 
     def _log(self, line: Mapping[str, Any]) -> None:
         if line["video"] in self._logged or len(self._logged) >= REPORTED:
@@ -118,12 +134,10 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("a+b") as file:
+    with path.open("a+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # a killed run's half line must not swallow this one
                 file.write(b"\n")
-        for line in lines:
-            file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
+        write_out(file, bytearray(b"".join(json.dumps(line).encode() + b"\n" for line in lines)))
         os.fsync(file.fileno())

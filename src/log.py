@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import sys
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 _FORMAT = "%(asctime)s %(levelname).1s %(rank)s%(name)s: %(message)s"
 
@@ -50,26 +51,44 @@ def setup_logging(rank: int = 0, level: str | None = None) -> None:
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to a file; line-buffered, so a killed run keeps its lines.
+    """Appends one JSON object a line to a file; not buffered, so a killed run keeps its lines.
+
+    A full disk is survived: a warning is logged once, and what could not be written is kept and
+    goes first when there is room again.
 
     Args:
         path: the file, made with its folders; None writes nowhere (ranks other than 0).
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._file: TextIO | None = None
+        self.path = path
+        self._unwritten = bytearray()
+        self._warned = False
+        self._file: FileIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._file = path.open("ab", buffering=0)
 
     def write(self, **values: Any) -> None:
         """Append one line; floats keep every digit, NaN is written as null."""
         if self._file is not None:
-            self._file.write(json.dumps(_plain(values), allow_nan=False) + "\n")
+            self._unwritten += json.dumps(_plain(values), allow_nan=False).encode() + b"\n"
+            self._flush(self._file)
+
+    def _flush(self, file: FileIO) -> None:
+        try:
+            write_out(file, self._unwritten)
+        except OSError as error:
+            if not self._warned:
+                get_logger(__name__).warning("%s cannot be written now: %s", self.path, error)
+            self._warned = True
+        else:
+            self._warned = False
 
     def close(self) -> None:
         """Close the file; writing afterwards does nothing."""
         if self._file is not None:
+            self._flush(self._file)
             self._file.close()
             self._file = None
 
@@ -83,6 +102,15 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def write_out(file: FileIO, data: bytearray) -> None:
+    """Write `data` to an unbuffered file and empty it; after an `OSError` it holds the rest.
+
+    A disk that fills up takes a part first and refuses only then.
+    """
+    while data:
+        del data[: file.write(data) or 0]
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from rushes.checkpoint import write_atomically
 from rushes.distributed import World
-from rushes.log import MetricsWriter
+from rushes.log import MetricsWriter, get_logger
+
+logger = get_logger(__name__)
 
 METRICS = "metrics.jsonl"
 PEAK_VARIABLE = "RUSHES_PEAK_FLOPS"
@@ -112,17 +114,25 @@ class Meters:
         self._file.write(kind="train", step=step, **line)
         self._bar.set_postfix(loss=f"{values.get('loss', float('nan')):.4g}", refresh=False)
         self._bar.update(1)
-        if self._board is not None and step % self.log_every == 0:
-            for name, value in line.items():
-                self._board.add_scalar(f"train/{name}", value, step)
+        if step % self.log_every == 0:
+            self._draw("train", step, line)
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """A validation is done; its time does not count as training."""
         self._file.write(kind="validation", step=step, **metrics)
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"validation/{name}", value, step)
+        self._draw("validation", step, metrics)
         self.restart_clock()
+
+    def _draw(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Points in TensorBoard; a full disk ends them, not the run."""
+        if self._board is None:
+            return
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            self._board = None
+            logger.warning("TensorBoard gets no further points, %s has all: %s", METRICS, error)
 
     def restart_clock(self) -> None:
         """What went by since the last step was not training."""
@@ -133,7 +143,10 @@ class Meters:
         self._bar.close()
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as error:
+                logger.warning("TensorBoard lacks its last points: %s", error)
 
 
 def _summary_writer(folder: Path, start_step: int) -> Any:

@@ -121,6 +121,7 @@ class Session:
         """Take a step into progress and meters."""
         self.progress.step += 1
         self.progress.samples += samples
+        self.bad.flush()
         epoch = self.progress.step / self.steps_per_epoch
         self.meters.step(self.progress.step, {**values, "epoch": epoch}, samples, wait)
 
@@ -160,6 +161,17 @@ class Session:
                 take_snapshot(self.model, self.optimizer, self.progress, plain), best=best
             )
 
+    def save_now(self) -> None:
+        """Write a checkpoint outside the cadence, if this step has none yet.
+
+        One that is there is not written again: replacing it would leave a moment without it.
+        """
+        if self._writer is not None:
+            self._writer.wait()
+        there = self.run_folder / "checkpoints" / step_name(self.progress.step)
+        if self.progress.step != self._saved_step or not there.is_dir():
+            self.save(cadence=False)
+
     def result_folder(self) -> Path | None:
         """The best checkpoint where there is one, else the last."""
         folder = self.run_folder / "checkpoints"
@@ -176,10 +188,13 @@ class Session:
         ids = self.world.all_gather_object([list(batch.ids) for batch in batches])
         file = self.run_folder / "replay" / f"{step_name(step)}.json"
         if self.world.is_main:
-            file.parent.mkdir(exist_ok=True)
             found = {k: v if math.isfinite(v) else str(v) for k, v in losses.items()}
             text = {"step": step, "losses": found, "grad_norm": str(norm), "ids": ids}
-            write_atomically(file, json.dumps(text, indent=1) + "\n")
+            try:
+                file.parent.mkdir(exist_ok=True)
+                write_atomically(file, json.dumps(text, indent=1) + "\n")
+            except OSError as error:  # a full disk; the run may go on
+                logger.warning("%s cannot be written: %s; its samples: %s", file, error, ids)
         return file
 
     def measure_flops(self, batch: Batch) -> None:

@@ -150,7 +150,7 @@ def train(
             elif session.due(config.train.checkpoint_every):
                 session.save()
             if report.stop and not session.ended:
-                session.save(cadence=False)
+                session.save_now()
                 logger.warning("asked to stop: state of step %d is saved", progress.step)
                 raise SystemExit(PREEMPTED)
         _close(batches)
@@ -232,18 +232,21 @@ def skip_step(session: Session, report: StepReport, batches: list[Batch]) -> Non
 def elastic_config(config: RunConfig, world: World, run_folder: Path) -> RunConfig:
     """The config with `train.batch_size` such that a resumed run keeps its global batch.
 
-    Call it before the loader is built. On the number of ranks that the run had, and on a new run,
-    it changes nothing.
+    Call it before the loader is built. On the number of ranks that the run had, on a new run, and
+    where batch_size x accumulation x ranks is the run's already, it changes nothing.
 
     Raises:
         ConfigError: the number of ranks does not divide the run's batch.
     """
-    saved = None
+    saved = stepped = 0
     if world.is_main and config.train.resume:
         folder = find_checkpoint(run_folder)
-        saved = None if folder is None else read_progress(folder).micro_batch
-    saved = world.broadcast_object(saved)
-    if not saved or saved == config.train.batch_size * world.size:
+        if folder is not None:
+            progress = read_progress(folder)
+            saved, stepped = progress.micro_batch, progress.global_batch
+    saved, stepped = world.broadcast_object((saved, stepped))
+    micro = config.train.batch_size * world.size
+    if not saved or saved == micro or stepped == micro * config.train.accumulation:
         return config
     if saved % world.size:
         raise ConfigError(

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,7 +31,7 @@ from rushes.checkpoint import (
 from rushes.configs.schema import OptimConfig
 from rushes.errors import CheckpointError
 from rushes.optim import make_optimizer
-from tests.helpers import ROOT
+from tests.helpers import ROOT, disk_of
 
 
 def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -169,19 +165,6 @@ def test_checkpoints_are_found_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected best, last"):
         resolve_checkpoint(tmp_path, "newest")
     assert find_checkpoint(tmp_path / "elsewhere") is None
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """Files of this process cannot grow past `size` bytes: the kernel refuses the write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.fault

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +16,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rushes.checkpoint import list_steps, load_checkpoint, read_progress
+from rushes.checkpoint import (
+    Snapshot,
+    list_steps,
+    load_checkpoint,
+    read_progress,
+    take_snapshot,
+)
 from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.distributed import SingleWorld
 from rushes.errors import CheckpointError, ConfigError, FailureBudgetExceeded, NonFiniteLoss
 from rushes.modeling.encoded import concatenate
-from rushes.session import is_better, total_steps
+from rushes.session import PREEMPTED, is_better, total_steps
 from rushes.steps import Pass, accumulate, join_batches, mixed_seed, resolve_precision, total_loss
 from rushes.training import StepReport, TrainResult, elastic_config, train
+from tests.helpers import disk_of
 from tests.toy import ToyLoader, ToyModel, toy_batch, toy_config, toy_model, with_batch_size
 
 WORLD = SingleWorld()
@@ -260,6 +270,41 @@ def test_bad_samples_are_named_before_the_step_and_honoured_on_resume(tmp_path: 
     ]
 
 
+@pytest.mark.fault
+# TensorBoard's thread raises what it met as well as handing it on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_survives_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failing, config = {3: 0, 11: 1}, toy_config(nonfinite_budget=2)
+    poisoned = frozenset({12})
+
+    def train_on(folder: Path, full: range) -> ToyModel:
+        torch.manual_seed(0)
+        model = Poisoned()
+        model.poisoned = poisoned
+        with contextlib.ExitStack() as stack:
+
+            def on_step(report: StepReport) -> None:
+                if report.step == full.start:
+                    stack.enter_context(disk_of(0))
+                elif report.step == full.stop:
+                    stack.close()
+
+            loader = ToyLoader(config, WORLD, failing=failing)
+            train(model, loader, config, WORLD, folder, on_step=on_step)
+        return model
+
+    calm = train_on(tmp_path / "a", range(0))
+    full = train_on(tmp_path / "b", range(1, 25))
+    assert_same_weights(calm, full)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    named = [(tmp_path / name / "bad_videos.jsonl").read_text() for name in "ab"]
+    assert named[0] == named[1]
+    assert "checkpoint of step 24 could not be written" in caplog.text
+    assert "bad_videos.jsonl cannot be written now" in caplog.text
+    assert "step_0000013.json cannot be written" in caplog.text
+    assert list_steps(tmp_path / "b")[-1].name == "step_0000030"
+
+
 def test_more_failures_than_the_budget_stop_the_run(tmp_path: Path) -> None:
     config = toy_config()
     assert config.data.failure_budget == 0.1  # of 40 samples: four may fail, the fifth may not
@@ -373,6 +418,8 @@ def test_ranks_keep_the_global_batch(tmp_path: Path) -> None:
         run(tmp_path, config, stop_after=5)
     assert elastic_config(config, Two(2), tmp_path).train.batch_size == 2
     assert elastic_config(config, Two(1), tmp_path) == config
+    in_two = with_batch_size(config, 1, accumulation=2)  # the same step at half the memory
+    assert elastic_config(in_two, Two(2), tmp_path) == in_two
     with pytest.raises(ConfigError, match=r"4 samples.*3 ranks do not divide"):
         elastic_config(config, Two(3), tmp_path)
 
@@ -414,6 +461,29 @@ def test_micro_batches_without_a_valid_sample_are_passed_over(tmp_path: Path) ->
     assert [line["samples"] for line in lines(tmp_path)] == [2, 0, 2]
     assert [line["skipped"] for line in lines(tmp_path)] == [0.0, 1.0, 0.0]
     assert result.step == 3
+
+
+@pytest.mark.parametrize(("asked", "saved"), [(6, [2, 4, 6, 7]), (7, [2, 4, 6, 8])])
+def test_a_step_is_saved_once_when_asked_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, saved: list[int]
+) -> None:
+    taken = []
+
+    def counting(*given: Any) -> Snapshot:
+        taken.append(given[2].step)
+        return take_snapshot(*given)
+
+    def on_step(report: StepReport) -> None:
+        if report.step == asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("rushes.session.take_snapshot", counting)
+    config = toy_config()
+    with pytest.raises(SystemExit) as stopped:
+        train(toy_model(), ToyLoader(config, WORLD), config, WORLD, tmp_path, on_step=on_step)
+    assert stopped.value.code == PREEMPTED
+    assert taken == saved
+    assert read_progress(tmp_path / "checkpoints/last").step == saved[-1]
 
 
 def test_steps_of_a_run() -> None:
