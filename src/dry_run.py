@@ -7,7 +7,11 @@ step are counted. The step itself is taken where it fits.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -16,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from rushes.checkpoint import find_checkpoint, read_progress
 from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.datasets.loader import TrainLoader
@@ -30,6 +35,28 @@ CPU_TERAFLOPS = 2.0
 """Longest step that is tried without a GPU: some ten seconds on two cores."""
 SPARE = 0.8
 """Share of the free memory that a step may take."""
+
+
+@contextlib.contextmanager
+def scratch(world: World, output: Path) -> Iterator[Path]:
+    """A folder that every rank sees, gone afterwards.
+
+    Several machines share for certain only the place that the run itself would be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        made = ""
+        if world.is_main:
+            parents = (path for path in output.absolute().parents if path.is_dir())
+            shared = next(parents) if world.size > world.local_size else None
+            made = stack.enter_context(TemporaryDirectory(prefix=".rushes-dry-run-", dir=shared))
+        yield Path(world.broadcast_object(made))
+        world.barrier()
+
+
+def next_step(folder: Path, config: RunConfig) -> int:
+    """The step that training in a run folder would go on from."""
+    found = find_checkpoint(folder) if config.train.resume else None
+    return 0 if found is None else read_progress(found).step
 
 
 def predict_step(

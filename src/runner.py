@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,10 +37,18 @@ from rushes.datasets.loader import EvalLoader, TrainLoader
 from rushes.datasets.record import Record
 from rushes.datasets.text import TextTokenizer
 from rushes.distributed import World, run_main
-from rushes.dry_run import META, first_batches, predict_step, try_one_step, why_no_step
+from rushes.dry_run import (
+    META,
+    first_batches,
+    next_step,
+    predict_step,
+    scratch,
+    try_one_step,
+    why_no_step,
+)
 from rushes.errors import ConfigError
 from rushes.evaluation import evaluate, write_predictions
-from rushes.frozen_cache import cache_frozen
+from rushes.frozen_cache import cache_frozen, check_cacheable
 from rushes.judge_masked import evaluate_masked
 from rushes.log import get_logger
 from rushes.modeling.build import build_model
@@ -77,7 +84,7 @@ def run(config: RunConfig, world: World) -> dict[str, Any]:
     if config.train.num_threads:
         torch.set_num_threads(config.train.num_threads)
     folder = output_folder(config)
-    if config.seeds == 1 or config.inference.enabled:
+    if config.seeds == 1 or config.inference.enabled or config.dry_run:
         return _run_one(config, world, folder)
     every = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -106,10 +113,11 @@ def _dry_run(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
 
     Leaves nothing.
     """
-    with TemporaryDirectory(prefix="rushes-dry-run-") as scratch:
-        place = Path(world.broadcast_object(scratch))
+    with scratch(world, folder) as place:
         if config.inference.enabled:
             config = _of_finished_run(config, folder)
+        else:
+            config = elastic_config(config, world, folder)
         parts = assemble(config, world, place, meta=True)
         found: dict[str, Any] = {
             "task": config.task,
@@ -123,6 +131,7 @@ def _dry_run(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
             loaders = parts.loaders(config.inference.split)
             found["samples"] = sum(len(loader.dataset) for loader in loaders)
         else:
+            found["from_step"] = world.broadcast_object(next_step(folder, config))
             found.update(_try_training(parts))
         parts.sources.close()
     if world.is_main:
@@ -133,6 +142,8 @@ def _dry_run(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
 def _try_training(parts: Parts) -> dict[str, Any]:
     """What training would take, and the first step where it fits."""
     config, world = parts.config, parts.world
+    if config.train.cache_frozen:
+        check_cacheable(parts.model, config)
     loader = build_train_loader(
         config, world, parts.tokenizer, sources=parts.sources, answers=parts.answers
     )
