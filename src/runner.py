@@ -27,6 +27,7 @@ from rushes.datasets.build import (
     build_eval_loaders,
     build_tokenizer,
     build_train_loader,
+    check_held_out,
     evaluation_sets,
     mount_folder,
     open_dataset_records,
@@ -96,6 +97,8 @@ def run(config: RunConfig, world: World) -> dict[str, Any]:
 
 
 def _run_one(config: RunConfig, world: World, folder: Path) -> dict[str, Any]:
+    if not config.inference.enabled:
+        check_held_out(config)
     if config.dry_run:
         return _dry_run(config, world, folder)
     if config.inference.enabled:

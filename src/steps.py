@@ -118,8 +118,11 @@ def accumulate(
 
     Args:
         batches: this rank's micro-batches.
-        counts: valid samples of each micro-batch over all ranks; empty ones are skipped alike.
+        counts: valid samples of each micro-batch over all ranks; empty ones are skipped alike, and
+            a step without any leaves no gradient.
     """
+    if not sum(counts):
+        return {}
     if config.train.cached_gradient and len(batches) > 1:
         return cached_gradients(shared, batches)
     parts: dict[str, Tensor] = {}

@@ -305,6 +305,23 @@ def test_a_run_survives_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert list_steps(tmp_path / "b")[-1].name == "step_0000030"
 
 
+def test_bad_samples_are_in_the_file_when_the_weights_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    update = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *given: Any) -> Any:
+        file = tmp_path / "bad_videos.jsonl"
+        seen.append(len(file.read_text().splitlines()) if file.is_file() else 0)
+        return update(self, *given)
+
+    monkeypatch.setattr("torch.optim.AdamW.step", step)
+    run(tmp_path, failing={3: 0})
+    first = next(line["step"] for line in lines(tmp_path) if line["samples"] < 4)
+    assert seen == [0] * (first - 1) + [1] * (31 - first)
+
+
 def test_more_failures_than_the_budget_stop_the_run(tmp_path: Path) -> None:
     config = toy_config()
     assert config.data.failure_budget == 0.1  # of 40 samples: four may fail, the fifth may not
@@ -450,17 +467,20 @@ def test_bf16_trains_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert resolve_precision("fp32", torch.device("cpu")) is None
 
 
-def test_micro_batches_without_a_valid_sample_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_steps_without_a_valid_sample_are_passed_over(tmp_path: Path, cached: bool) -> None:
     class AllBad(ToyLoader):
         def batches(self, start_step: int = 0) -> Iterator[list[Batch]]:
             for step in range(start_step, 100):
-                yield [toy_batch([0, 1], frozenset({0, 1})) if step == 1 else toy_batch([0, 1])]
+                failing = frozenset(range(4)) if step == 1 else frozenset[int]()
+                yield toy_batch(list(range(4)), failing).split(2)
 
-    config = toy_config(max_steps=3, batch_size=2)
+    config = toy_config(max_steps=3, batch_size=2, accumulation=2, cached_gradient=cached)
     _, result = run(tmp_path, config, loader=AllBad(config, WORLD))
-    assert [line["samples"] for line in lines(tmp_path)] == [2, 0, 2]
+    assert [line["samples"] for line in lines(tmp_path)] == [4, 0, 4]
     assert [line["skipped"] for line in lines(tmp_path)] == [0.0, 1.0, 0.0]
     assert result.step == 3
+    assert read_progress(tmp_path / "checkpoints/last").skipped == 0, "nothing was not finite"
 
 
 @pytest.mark.parametrize(("asked", "saved"), [(6, [2, 4, 6, 7]), (7, [2, 4, 6, 8])])

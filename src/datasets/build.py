@@ -18,7 +18,7 @@ from rushes.datasets.loader import EvalLoader, TrainLoader
 from rushes.datasets.multiple_choice import MultipleChoiceDataset
 from rushes.datasets.pretrain import PretrainDataset
 from rushes.datasets.record import Record
-from rushes.datasets.record_store import RecordStore, cache_folders, open_records
+from rushes.datasets.record_store import RecordStore, cache_folders, open_records, splits_overlap
 from rushes.datasets.retrieval import RetrievalDataset, VideoDataset
 from rushes.datasets.samples import SampleOptions, VideoTextDataset, sample_options
 from rushes.datasets.text import TextTokenizer, load_tokenizer, train_tokenizer
@@ -304,6 +304,29 @@ def evaluation_sets(config: RunConfig, split: str) -> Sequence[DatasetConfig]:
     if not sets:
         raise ConfigError(f"data.{named} is empty: nothing to evaluate")
     return sets
+
+
+def check_held_out(config: RunConfig) -> None:
+    """Refuse to pick checkpoints on what the run is judged by in the end.
+
+    Raises:
+        ConfigError: a validation set may share records with a test set.
+    """
+    for judged in config.data.validation:
+        for test in config.data.test:
+            shared = _annotation_files(config, judged) & _annotation_files(config, test)
+            if shared and splits_overlap(judged.split, test.split):
+                raise ConfigError(
+                    f"data.validation {judged.name!r} (split {judged.split!r}) and data.test "
+                    f"{test.name!r} (split {test.split!r}) share {min(shared)}: checkpoints are "
+                    'never picked on the test split; hold some training videos out (split "fit" '
+                    'and "holdout"), or leave data.validation empty'
+                )
+
+
+def _annotation_files(config: RunConfig, dataset: DatasetConfig) -> set[Path]:
+    paths = [resolve_path(config, path) for path in dataset.annotations]
+    return {file.resolve() for path in paths for file in (path, *path.parent.glob(path.name))}
 
 
 def build_eval_loaders(

@@ -234,7 +234,7 @@ def _of_split(file: Path, format_name: str, split: str | None) -> Iterator[Recor
     """Records of a split: "NAME" as stated by the file, "fit" or "holdout", or "NAME:fit"."""
     if split is None:
         return read_records(file, format_name)
-    stated, _, part = split.rpartition(":") if split.endswith(PARTS) else (split, "", "")
+    stated, part = _parted(split)
 
     def chosen() -> Iterator[Record]:
         records = read_records(file, format_name)
@@ -244,6 +244,22 @@ def _of_split(file: Path, format_name: str, split: str | None) -> Iterator[Recor
         return chosen()
     held = held_out({record.video for record in chosen()})
     return (r for r in chosen() if (r.video in held) == (part == "holdout"))
+
+
+def _parted(split: str) -> tuple[str, str]:
+    """What the file states and which part of that: "train:fit" is ("train", "fit")."""
+    stated, _, part = split.rpartition(":") if split.endswith(PARTS) else (split, "", "")
+    return stated, part
+
+
+def splits_overlap(one: str | None, other: str | None) -> bool:
+    """Whether two splits of one file can have a record in common."""
+    if one is None or other is None:
+        return True
+    (stated, part), (other_stated, other_part) = _parted(one), _parted(other)
+    if stated and other_stated and stated != other_stated:
+        return False
+    return stated != other_stated or not part or not other_part or part == other_part
 
 
 def held_out(videos: Collection[str]) -> frozenset[str]:

@@ -23,10 +23,12 @@ from rushes.datasets.build import (
     build_tokenizer,
     build_train_loader,
     build_videos,
+    check_held_out,
     evaluation_sets,
     read_answers,
     resolve_path,
 )
+from rushes.datasets.record_store import splits_overlap
 from rushes.distributed import SingleWorld
 from rushes.errors import AnnotationError, ConfigError
 from tests.helpers import launch
@@ -232,3 +234,37 @@ def test_unknown_places_of_frames_are_refused(storage: Path) -> None:
     config = _config(storage, "retrieval", "captions.jsonl", data={"frames": "nowhere"})
     with pytest.raises(ConfigError, match=r"data\.frames='nowhere'"):
         FrameSources(config, WORLD).open(config.data.train[0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        (None, None, True),
+        (None, "test", True),
+        ("train", "test", False),
+        ("fit", "holdout", False),
+        ("train:fit", "train:holdout", False),
+        ("train:holdout", "test", False),
+        ("train:holdout", "train", True),
+        ("holdout", "test", True),
+    ],
+)
+def test_splits_of_one_file(one: str | None, other: str | None, overlap: bool) -> None:
+    assert splits_overlap(one, other) == splits_overlap(other, one) == overlap
+
+
+def test_checkpoints_are_never_picked_on_the_test_split(tmp_path: Path) -> None:
+    (tmp_path / "part1.jsonl").write_text("")
+
+    def config(validation: dict[str, str], test: dict[str, str]) -> RunConfig:
+        sets = {
+            name: [{"name": name, "videos": "v", "split": split, "annotations": [file]}]
+            for name, given in (("validation", validation), ("test", test))
+            for file, split in given.items()
+        }
+        return build_config({"data": {"mount_dir": str(tmp_path), **sets}})
+
+    check_held_out(config({"part1.jsonl": "train:holdout"}, {"part1.jsonl": "test"}))
+    check_held_out(config({"val.jsonl": "test"}, {"part1.jsonl": "test"}))
+    with pytest.raises(ConfigError, match=r"'validation' .* share .*part1\.jsonl: .* never picked"):
+        check_held_out(config({"./part1.jsonl": "test"}, {"part*.jsonl": "test"}))
