@@ -107,6 +107,21 @@ def test_two_ranks_train_as_one(undisturbed: Path, tmp_path: Path, launcher: Any
 
 
 @pytest.mark.slow
+def test_a_loss_that_is_infinite_on_one_rank_is_skipped_by_all(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    train = {"batch_size": 4, "epochs": 6}
+    given = settings(train=train, poison={"rank": 1, "step": 7})
+    launch(torchrun([*PROGRAM, tmp_path, given]), cwd=ROOT)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [line["step"] for line in map(json.loads, lines) if line["skipped"]] == [8]
+    kept = json.loads((tmp_path / "replay/step_0000008.json").read_text())
+    assert [len(batch) for rank in kept["ids"] for batch in rank] == [4, 4], "ids of all ranks"
+    assert losses(tmp_path)[:7] == pytest.approx(losses(undisturbed)[:7], rel=1e-5)
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path).values())
+
+
+@pytest.mark.slow
 def test_ranks_may_come_and_go(undisturbed: Path, tmp_path: Path) -> None:
     train = {"batch_size": 2, "epochs": 6}
     for ranks, step in ((4, 10), (2, 20)):

@@ -21,7 +21,7 @@ TOKENS = 6
 
 
 def toy_config(run_folder: str = "", **train: object) -> RunConfig:
-    """A run of a few steps in float32."""
+    """A run of a few steps in float32; most of them have a gradient long enough to be clipped."""
     settings: dict[str, object] = {
         "epochs": 3,
         "batch_size": 4,
@@ -33,7 +33,9 @@ def toy_config(run_folder: str = "", **train: object) -> RunConfig:
         output_dir=run_folder,
         seed=5,
         objectives=(ObjectiveConfig("contrastive"),),
-        optim=OptimConfig(learning_rate=1e-2, schedule="linear", warmup_ratio=0.2),
+        optim=OptimConfig(
+            learning_rate=1e-2, schedule="linear", warmup_ratio=0.2, max_grad_norm=0.5
+        ),
         train=TrainConfig(**settings),  # type: ignore[arg-type]
     )
 

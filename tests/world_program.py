@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 from rushes.distributed import SingleWorld, World, run_main
 from rushes.errors import ConfigError
+from rushes.modeling.objectives import Objective
 from rushes.steps import Pass, accumulate, count_valid
 from rushes.training import StepReport, elastic_config, train
 from tests.paragraphs import ParagraphLoader, ParagraphModel, paragraph_config
@@ -148,9 +151,27 @@ def run(world: World, folder: Path, settings: str) -> int:
         if raises.get("rank") == world.rank and raises.get("step") == getattr(report, "step", 0):
             raise ValueError("the projector stopped")
 
-    model = toy_model(dropout=given.get("dropout", 0.0))
+    model = Poisoned(world, **given.get("poison", {}))
+    model.load_state_dict(toy_model().state_dict())
+    model.dropout.p = given.get("dropout", 0.0)
     train(model, loader, config, world, folder, on_step=on_step)
+    sums = world.all_gather_object([float(p.detach().sum()) for p in model.parameters()])
+    assert all(theirs == sums[0] for theirs in sums), "ranks end with different weights"
     return 0
+
+
+class Poisoned(ToyModel):
+    """Its loss is infinite on one rank at one step, and its gradient is not."""
+
+    def __init__(self, world: World, rank: int = -1, step: int = -1) -> None:
+        super().__init__()
+        self.poisoned = step if world.rank == rank else -1
+
+    def objectives(self, step: int) -> Mapping[str, tuple[float, Objective]]:
+        def poison(*_: object) -> Mapping[str, torch.Tensor]:
+            return {"poison_loss": torch.tensor(math.inf if step == self.poisoned else 0.0)}
+
+        return {**super().objectives(step), "poison": (1.0, poison)}
 
 
 def paragraphs(world: World, folder: Path, stop_after: int) -> int:
