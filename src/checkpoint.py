@@ -49,6 +49,7 @@ class Progress:
         best_value, best_step: best validation so far.
         without_improvement: validations since then.
         stopped: early stop has ended the run.
+        auto_step: state of the schedule that follows the validations.
         metrics: the last validation.
         bad: slots whose video failed, as `rushes.failures` writes them.
         global_batch: samples an optimiser step over all ranks.
@@ -64,6 +65,7 @@ class Progress:
     best_step: int | None = None
     without_improvement: int = 0
     stopped: bool = False
+    auto_step: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     bad: list[dict[str, Any]] = field(default_factory=list)
     global_batch: int = 0

@@ -1,13 +1,16 @@
 """Parameter groups by name, and the learning rate as a pure function of the step.
 
 Published rules and schedules: HD-VILA and its ancestor ClipBERT (three families of parameters with
-rates of their own; linear, multi-step, inverse square root and constant schedules with warm-up).
+rates of their own; linear, multi-step, inverse square root and constant schedules with warm-up, and
+one that follows the validations).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -166,7 +169,8 @@ def schedule_factor(
     power of gamma after its last milestone.
 
     Args:
-        schedule: "linear" (to 0 at `total_steps`), "cosine", "multi_step", "invsqrt", "constant".
+        schedule: "linear" (to 0 at `total_steps`), "cosine", "multi_step", "invsqrt", "constant",
+            "auto_step" (see `AutoStep`).
         warmup_steps: steps over which the factor rises from 0 to 1.
         epoch: epochs done, for `multi_step`.
 
@@ -189,7 +193,7 @@ def schedule_factor(
         if compat and milestones and passed == len(milestones):
             passed += 1
         return float(gamma**passed)
-    if schedule == "constant":
+    if schedule in ("constant", "auto_step"):  # the latter's own factor comes on top
         return 1.0
     raise ConfigError(f"optim.schedule: unknown schedule {schedule!r}")
 
@@ -233,45 +237,60 @@ def set_learning_rates(
     steps_per_epoch: int,
     config: OptimConfig,
     compat: bool = False,
+    coefficient: float = 1.0,
 ) -> dict[str, float]:
-    """Set each group's rate for the step about to be taken (counted from 1); the rates by name."""
+    """Set each group's rate for the step about to be taken (counted from 1); the rates by name.
+
+    Args:
+        coefficient: what `AutoStep` has come to.
+    """
     rates = {}
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(
+        group["lr"] = coefficient * learning_rate_at(
             step, total_steps, steps_per_epoch, config, group["base_lr"], compat
         )
         rates[group["name"]] = group["lr"]
     return rates
 
 
+@dataclass
 class AutoStep:
-    """Multiplies the rate by `gamma` when a validation score has not risen for too long.
+    """The schedule `auto_step`: a factor that falls by `gamma` where validations do not rise.
 
     Args:
-        tolerance: validations without a rise that are forgiven.
+        tolerance: validations in a row without a rise that are forgiven.
         gamma: factor.
         compat: a rise is measured against the score before, as published, not against the best.
+
+    Attributes:
+        coefficient: what rates are multiplied by after the warm-up.
+        reference: the score that the next one is measured against.
+        without_rise: validations since the last rise or fall of the coefficient.
     """
 
-    def __init__(self, tolerance: int, gamma: float, compat: bool = False) -> None:
-        self.tolerance, self.gamma, self.compat = tolerance, gamma, compat
-        self.coefficient = 1.0
-        self._reference = float("-inf")
-        self._without_rise = 0
+    tolerance: int
+    gamma: float
+    compat: bool = False
+    coefficient: float = 1.0
+    reference: float | None = None
+    without_rise: int = 0
 
     def step(self, score: float) -> float:
         """Take in one score; the coefficient that holds from now on."""
-        if score > self._reference:
-            self._without_rise = 0
+        rises = self.reference is None or score > self.reference
+        if rises:
+            self.without_rise = 0
         else:
-            self._without_rise += 1
-            if self._without_rise > self.tolerance:
+            self.without_rise += 1
+            if self.without_rise > self.tolerance:
                 self.coefficient *= self.gamma
-                self._without_rise = 0
-        self._reference = score if self.compat else max(score, self._reference)
+                self.without_rise = 0
+        if not math.isnan(score) and (rises or self.compat):
+            self.reference = score
         return self.coefficient
 
-    def learning_rate(self, step: int, base: float, warmup_steps: int) -> float:
-        """The rate at `step`, counted from 1: warm-up, then `base` times the coefficient."""
-        warmup = min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
-        return base * warmup * self.coefficient
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        names = ("coefficient", "reference", "without_rise")
+        return {name: getattr(self, name) for name in names}

@@ -41,7 +41,7 @@ from rushes.errors import CheckpointError, ConfigError
 from rushes.failures import FILE, BadSamples
 from rushes.log import get_logger
 from rushes.meters import METRICS, Meters
-from rushes.optim import make_optimizer
+from rushes.optim import AutoStep, make_optimizer
 from rushes.steps import measured, resolve_precision
 
 logger = get_logger(__name__)
@@ -79,6 +79,12 @@ class Session:
             if world.is_main:
                 stack.enter_context(_take_lock(run_folder))
             self.progress = self._restore()
+            self.auto_step = AutoStep(
+                config.optim.tolerance,
+                config.optim.gamma,
+                config.model.compat,
+                **self.progress.auto_step,
+            )
             self.bad = BadSamples(
                 run_folder / FILE,
                 world,
@@ -134,9 +140,13 @@ class Session:
         if name not in progress.metrics:
             known = ", ".join(sorted(progress.metrics)) or "none"
             raise ConfigError(f"train.best_metric {name!r}: the validation has {known}")
-        improved = is_better(name, progress.metrics[name], progress.best_value)
+        value = progress.metrics[name]
+        if self.config.optim.schedule == "auto_step":
+            self.auto_step.step(-value if falls(name) else value)
+            progress.auto_step = self.auto_step.state
+        improved = is_better(name, value, progress.best_value)
         if improved:
-            progress.best_value, progress.best_step = progress.metrics[name], progress.step
+            progress.best_value, progress.best_step = value, progress.step
             progress.without_improvement = 0
         else:
             progress.without_improvement += 1
@@ -297,11 +307,15 @@ def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
 
 
 def is_better(name: str, value: float, best: float | None) -> bool:
-    """Whether a metric improved: losses, ranks and errors fall, all else rises; NaN never does."""
+    """Whether a metric improved; NaN never does."""
     if math.isnan(value):
         return False
-    falls = any(word in name for word in ("loss", "rank", "error"))
-    return best is None or (value < best if falls else value > best)
+    return best is None or (value < best if falls(name) else value > best)
+
+
+def falls(name: str) -> bool:
+    """Whether less of a metric is better: losses, ranks and errors; of all else, more is."""
+    return any(word in name for word in ("loss", "rank", "error"))
 
 
 def write_run_files(run_folder: Path, config: RunConfig, world: World) -> None:

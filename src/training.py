@@ -124,11 +124,16 @@ def train(
         extras: writes further files (a tokenizer) into a checkpoint's folder; rank 0.
 
     Raises:
+        ConfigError: the schedule needs validations, and there are none.
         NonFiniteLoss: more steps had NaN or infinity than `train.nonfinite_budget`.
         FailureBudgetExceeded: more samples failed than `data.failure_budget`.
         CheckpointError: the run folder is another run's, or in use.
         SystemExit: status 143 after SIGTERM, once the state is saved.
     """
+    if config.optim.schedule == "auto_step" and validate is None:
+        raise ConfigError(
+            "optim.schedule auto_step follows the validations, and data.validation is empty"
+        )
     torch.set_num_threads(config.train.num_threads or torch.get_num_threads())
     session = Session(model, config, world, run_folder, loader.steps_per_epoch, extras)
     progress = session.progress
@@ -181,7 +186,7 @@ def train_step(
 
     rates = set_learning_rates(
         session.optimizer, step, session.total_steps, session.steps_per_epoch, config.optim,
-        config.model.compat,
+        config.model.compat, session.auto_step.coefficient,
     )  # fmt: skip
     session.optimizer.zero_grad(set_to_none=True)
     objectives = trainable(model).objectives(step - 1)

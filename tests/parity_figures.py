@@ -95,7 +95,11 @@ def _auto_step(config: Mapping[str, Any], scores: Array) -> Array:
     for index, score in enumerate(scores):
         coefficient = auto.step(float(score))
         rates = [
-            auto.learning_rate(step, config["learning_rate"], warmup) for step in (index + 1, 10)
+            config["learning_rate"] * coefficient * factor
+            for factor in (
+                schedule_factor("auto_step", step, config["num_train_steps"], warmup, compat=True)
+                for step in (index + 1, 10)
+            )
         ]
         rows.append([*rates, coefficient])
     return np.array(rows)

@@ -85,10 +85,16 @@ def test_rates_of_all_groups_agree_over_the_published_runs(
 
 def test_auto_step_agrees_with_the_original(recorded: dict[str, np.ndarray]) -> None:
     auto = AutoStep(tolerance=1, gamma=0.5, compat=True)
+    config = OptimConfig(schedule="auto_step", warmup_ratio=0.1, learning_rate=1e-5)
+    optimizer = make_optimizer(nn.Linear(1, 1, bias=False), config, compat=True)
     rows = []
     for index, score in enumerate(recorded["in.auto_step.scores"]):
         coefficient = auto.step(float(score))
-        rates = [auto.learning_rate(step, 1e-5, 2) for step in (index + 1, 10)]
+        auto = AutoStep(1, 0.5, compat=True, **json.loads(json.dumps(auto.state)))  # a resume
+        rates = [
+            set_learning_rates(optimizer, step, 20, 5, config, True, coefficient)["transformer"]
+            for step in (index + 1, 10)
+        ]
         rows.append([*rates, coefficient])
     np.testing.assert_allclose(rows, recorded["out.auto_step"], rtol=1e-12)
 
@@ -98,6 +104,13 @@ def test_auto_step_measures_against_the_best_by_default() -> None:
     published, ours = AutoStep(1, 0.5, compat=True), AutoStep(1, 0.5)
     assert [published.step(s) for s in scores] == [1.0, 1.0, 1.0, 1.0]
     assert [ours.step(s) for s in scores] == [1.0, 1.0, 0.5, 0.5]
+
+
+def test_auto_step_gets_over_a_score_that_is_no_number() -> None:
+    for compat in (False, True):
+        auto = AutoStep(1, 0.5, compat)
+        assert [auto.step(s) for s in (1.0, float("nan"), 2.0, 3.0)] == [1.0] * 4
+        assert [auto.step(float("nan")) for _ in range(2)] == [1.0, 0.5]
 
 
 def test_defaults_do_not_skip_a_power_nor_divide_by_zero() -> None:

@@ -356,6 +356,34 @@ def test_validation_picks_the_best_and_stops_early(tmp_path: Path) -> None:
     assert len(modes) == 4
 
 
+def test_auto_step_lowers_the_rate_where_validations_do_not_rise(tmp_path: Path) -> None:
+    scores = {4: 3.0, 8: 2.0, 12: 2.5, 16: 2.5, 20: 2.6, 24: 1.0, 28: 0.9, 30: 0.8}
+
+    def validate(model: nn.Module, step: int) -> dict[str, float]:
+        return {"mean_rank": scores[step]}
+
+    config = toy_config(validate_every=4)
+    config = replace(
+        config,
+        optim=replace(config.optim, schedule="auto_step", gamma=0.1, warmup_ratio=0.1, tolerance=1),
+    )
+    with pytest.raises(ConfigError, match=r"auto_step .*data\.validation is empty"):
+        run(tmp_path / "a", config)
+    undisturbed, _ = run(tmp_path / "a", config, validate=validate)
+    rates = {line["step"]: line["learning_rate/transformer"] for line in lines(tmp_path / "a")}
+    base = config.optim.learning_rate
+    assert rates[1] == pytest.approx(base / 3)
+    # Falls count as rises of a rank. Two validations in a row without one are one too many.
+    assert [rates[step] for step in (4, 16)] == [base] * 2
+    assert [rates[step] for step in (17, 30)] == pytest.approx([base * 0.1] * 2)
+    for stop in (18, 22):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", config, validate=validate, stop_after=stop)
+    resumed, _ = run(tmp_path / "b", config, validate=validate)
+    assert_same_weights(undisturbed, resumed)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
 def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         return {"noise": float(torch.rand(()))}

@@ -84,10 +84,11 @@ DEAD_KEYS: dict[str, str] = {
     ),
     **dict.fromkeys(("amp_level", "pin_mem", "optim"), "chosen here by the hardware"),
     **dict.fromkeys(
-        ("bert_frozen_stage", "auto_step", "data_ratio", "itm_neg_prob", "itm_neg_size",
+        ("bert_frozen_stage", "data_ratio", "itm_neg_prob", "itm_neg_size",
          "eval_retrieval_batch_size", "temperature", "margin"),
         "has no counterpart; see model.freeze, train.patience, data.limit and objectives",
     ),
+    "auto_step": "set optim.schedule auto_step, optim.tolerance and optim.gamma",
 }  # fmt: skip
 """Key -> why it is dropped."""
 

@@ -252,11 +252,16 @@ class OptimConfig:
     """The space-time transformer."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
-    schedule: Literal["linear", "multi_step", "invsqrt", "constant", "cosine"] = "linear"
+    schedule: Literal["linear", "multi_step", "invsqrt", "constant", "cosine", "auto_step"] = (
+        "linear"
+    )
     warmup_ratio: float = 0.1
     milestones: tuple[int, ...] = ()
     """Epochs after which `multi_step` multiplies by `gamma`."""
     gamma: float = 0.5
+    """What `multi_step` and `auto_step` multiply by."""
+    tolerance: int = 1
+    """Validations in a row without a better score that `auto_step` forgives."""
     max_grad_norm: float = 5.0
     """Clipping after reduction over ranks; 0 or less does not clip."""
 
