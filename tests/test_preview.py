@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from rushes import preview, profiling
 from rushes.datasets.footage.corpus import render_corpus
 from rushes.errors import ConfigError
-from rushes.profiling import summary
+from rushes.profiling import pace, summary
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,11 @@ def test_profile_names_what_bounds_the_run(
     (trace,) = Path(found["trace"]).glob("*.json")
     assert "aten::convolution" in trace.read_text("utf-8")
 
+    frozen = ["--train.cache_frozen", "1", "--model.freeze", '["stage1"]']
+    assert profiling.main([*flags, *frozen, "--steps", "2", "--data.failure_budget", "1"]) == 0
+    cached = json.loads(capsys.readouterr().out)
+    assert cached["seconds_per_step"]["decode"] < found["seconds_per_step"]["decode"]
+
 
 def test_the_slowest_part_bounds() -> None:
     found = summary(decode=0.5, transfer=0.1, compute=0.25)
@@ -73,6 +79,11 @@ def test_the_slowest_part_bounds() -> None:
     assert found["headspace"] == {"decode": 1.0, "transfer": 5.0, "compute": 2.0}
     assert found["expected_data_stall"] == 0.5
     assert summary(0.1, 0.1, 0.2)["expected_data_stall"] == 0.0
+
+
+def test_batches_that_come_in_bursts_have_a_pace() -> None:
+    calls = iter([0.06, 0.0, 0.0] * 2)
+    assert pace(6, lambda: time.sleep(next(calls))) >= 0.02
 
 
 def test_wrong_flags_are_named() -> None:
