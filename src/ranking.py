@@ -61,7 +61,7 @@ class EmbeddingScorer:
                 raise MetricError(f"{name} embedding {first} of {len(values)} is not finite")
         self.queries, self.gallery = queries.contiguous(), gallery.contiguous()
         self._rows: tuple[Tensor, Tensor] | None = None
-        self._out: Tensor | None = None
+        self._buffer = queries.new_empty(0)
 
     @property
     def num_queries(self) -> int:
@@ -75,11 +75,13 @@ class EmbeddingScorer:
         if self._rows is None or self._rows[0] is not queries:
             self._rows = (queries, self.queries[queries])
         rows, block = self._rows[1], self.gallery[gallery]
-        # One buffer for all tiles: the caller uses a tile up before it asks for the next.
-        shape = (len(rows), len(block))
-        if self._out is None or self._out.shape != shape:
-            self._out = rows.new_empty(shape)
-        return torch.mm(rows, block.T, out=self._out)  # Q G
+        # One buffer for all tiles, the smaller ones at the edges too: the caller uses a tile up
+        # before it asks for the next, and fresh memory costs more than the comparisons.
+        size = len(rows) * len(block)
+        if self._buffer.numel() < size:
+            self._buffer = rows.new_empty(size)
+        out = self._buffer[:size].view(len(rows), len(block))
+        return torch.mm(rows, block.T, out=out)  # Q G
 
 
 class MatrixScorer:
@@ -181,8 +183,9 @@ class RankCounts:
     tied: Tensor | None = None
 
 
+_Places = tuple[Tensor, Tensor] | None
 STRIP = 128
-"""Rows of a tile that are compared at a time: 0.5 MB in float32."""
+"""Rows of a tile that a thread compares at a time: 0.5 MB in float32."""
 
 
 def rank_both(
@@ -218,16 +221,13 @@ def rank_both(
         values = grid.scores(i, j)[r, c].double().cpu()
         rows.offer(r + i * tile, values)
         columns.offer(c + j * tile, values)
+    work = _Work(count_ties)
     for i in range(grid.num_rows):
         for j in range(grid.num_columns):
             scores = grid.scores(i, j)
             if not isinstance(scorer, EmbeddingScorer):  # its vectors were checked
                 _refuse_nan(scores)
-            known = by_tile.get((i, j))
-            # A strip at a time, so that the comparisons find the scores in the nearest cache.
-            for part in _blocks(len(scores), len(scores) if known else STRIP):
-                rows.compare(scores[part], i * tile + part.start, known, 1, count_ties)
-                columns.compare(scores[part], j * tile, known, 0, count_ties)
+            work.compare(scores, rows, columns, (i * tile, j * tile), by_tile.get((i, j)))
     irrelevant_r = scorer.num_gallery - torch.bincount(pairs[:, 0], minlength=scorer.num_queries)
     irrelevant_c = scorer.num_queries - torch.bincount(pairs[:, 1], minlength=scorer.num_gallery)
     forward = rows.finish(irrelevant_r[order], count_ties)
@@ -246,7 +246,9 @@ class _Grid:
         self.num_rows, self.num_columns = len(self.rows), len(self.columns)
 
     def scores(self, i: int, j: int) -> Tensor:
-        return self.scorer(self.rows[i], self.columns[j])
+        scores = self.scorer(self.rows[i], self.columns[j])
+        # Signs are summed in the type of the scores; half precision stops counting at 256 or 2048.
+        return scores if scores.dtype in (torch.float32, torch.float64) else scores.double()
 
     def group(self, rows: Tensor, columns: Tensor) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         """Positions inside each tile of the given (row, column) places, by tile."""
@@ -262,6 +264,74 @@ class _Grid:
         return out
 
 
+class _Work:
+    """Compares tiles of scores with the thresholds of both sides.
+
+    Args:
+        count_ties: count ties apart for every query, not only where relevant items tie.
+    """
+
+    def __init__(self, count_ties: bool) -> None:
+        self.count_ties = count_ties
+        self._buffer = self._ones = torch.empty(0)
+
+    def compare(
+        self, scores: Tensor, rows: _Side, columns: _Side, corner: tuple[int, int], known: _Places
+    ) -> None:
+        """Add up sign(score - best) over the irrelevant items of one tile, both ways.
+
+        Args:
+            scores: float `Q G`.
+            corner: the tile's first row and column.
+            known: rows and columns of the relevant pairs inside the tile.
+        """
+        count, width = scores.shape
+        above, beside = (side.thresholds(scores) for side in (rows, columns))
+        row_best = above[corner[0] : corner[0] + count, None]
+        column_best = beside[corner[1] : corner[1] + width]
+        row_sum, column_sum = scores.new_empty(count), scores.new_zeros(width)
+        # A strip at a time, so that the comparisons find the scores in the nearest cache. A product
+        # with ones sums several times faster than sum(); whole numbers this small are exact.
+        step = count if known else min(count, STRIP * torch.get_num_threads())
+        memory, ones = self._memory(scores, step * width, max(step, width))
+        start = corner[0]
+        for strip, best, total in zip(
+            torch.split(scores, step),
+            torch.split(row_best, step),
+            torch.split(row_sum, step),
+            strict=True,
+        ):
+            work = memory[: strip.numel()].view(strip.shape)
+            torch.sub(strip, best, out=work)
+            self._ties(work, rows, start, known, 1)
+            torch.mv(work.sign_(), ones[:width], out=total)
+            torch.sub(strip, column_best, out=work)
+            self._ties(work, columns, corner[1], known, 0)
+            column_sum.addmv_(work.sign_().T, ones[: len(strip)])
+            start += step
+        rows.sign_sum[corner[0] : corner[0] + count].add_(row_sum)
+        columns.sign_sum[corner[1] : corner[1] + width].add_(column_sum)
+
+    def _memory(self, scores: Tensor, size: int, longest: int) -> tuple[Tensor, Tensor]:
+        """Room for a strip's differences and ones to sum them, the same for all tiles."""
+        if self._buffer.numel() < size or self._buffer.dtype != scores.dtype:
+            self._buffer = scores.new_empty(size)
+        if len(self._ones) < longest or self._ones.dtype != scores.dtype:
+            self._ones = scores.new_ones(longest)
+        return self._buffer, self._ones
+
+    def _ties(self, work: Tensor, side: _Side, start: int, known: _Places, dim: int) -> None:
+        """Take the relevant items out of the differences `work`, and count the ties where asked."""
+        if known is not None:
+            work[known] = 0.0
+        if not (self.count_ties or side.any_several):
+            return
+        rows = slice(start, start + work.shape[1 - dim])
+        several = side.relevant_tied[rows] > (0 if self.count_ties else 1)
+        if several.any():
+            side.tied[rows] += _count_zeros(work, several, known, dim)
+
+
 class _Side:
     """Running counts of one direction."""
 
@@ -270,10 +340,8 @@ class _Side:
         self.relevant_tied = torch.zeros(size, dtype=torch.int64)
         self.sign_sum = torch.zeros(size, dtype=torch.float64)
         self.tied = torch.zeros(size, dtype=torch.int64)
-        self._work: Tensor | None = None
-        self._ones = torch.ones(0)
+        self.any_several = False
         self._best: Tensor | None = None
-        self._any_several = False
 
     def offer(self, places: Tensor, values: Tensor) -> None:
         """Scores of relevant pairs: keep the best of each query and how often it occurs."""
@@ -287,52 +355,26 @@ class _Side:
         self.relevant_tied.scatter_add_(0, places, at_best)
         self.best = new
 
-    def compare(
-        self,
-        scores: Tensor,
-        start: int,
-        known: tuple[Tensor, Tensor] | None,
-        dim: int,
-        count_ties: bool,
-    ) -> None:
-        """Add up sign(score - best) over the irrelevant items of one tile along `dim`."""
-        size = scores.shape[1 - dim]
-        rows = slice(start, start + size)
-        best = self._thresholds(scores)[rows]
-        if self._work is None or self._work.shape != scores.shape:
-            self._work = torch.empty_like(scores)
-            self._ones = torch.ones(scores.shape[dim], dtype=scores.dtype, device=scores.device)
-        work = torch.sub(scores, best[:, None] if dim == 1 else best[None], out=self._work)
-        if known is not None:
-            work[known] = 0.0
-        if count_ties or self._any_several:
-            several = self.relevant_tied[rows] > 1
-            if count_ties:
-                several = torch.ones_like(several)
-            if several.any():
-                self.tied[rows] += _count_zeros(work, several, known, dim)
-        work.sign_()
-        # A product with ones sums a tile several times faster than sum(); whole numbers this small
-        # are exact.
-        self.sign_sum[rows] += torch.mv(work if dim == 1 else work.T, self._ones).cpu()
-
-    def _thresholds(self, scores: Tensor) -> Tensor:
+    def thresholds(self, scores: Tensor) -> Tensor:
         """`best` in the type and place of the scores, made when the last has been offered."""
         if self._best is None:
             # Float32 scores have float32 thresholds, so going through float64 changed no bit.
             # Where nothing is relevant any finite value does: no rank is asked for.
             best = torch.where(self.relevant_tied > 0, self.best, 0.0)
             self._best = best.to(scores)
-            self._any_several = bool((self.relevant_tied > 1).any())
+            self.sign_sum = self.sign_sum.to(scores.device)
+            self.any_several = bool((self.relevant_tied > 1).any())
         return self._best
 
     def finish(self, irrelevant: Tensor, count_ties: bool) -> RankCounts:
         """Counts and ranks, given how many irrelevant items each query has."""
         # above - below = sign_sum and above + tied + below = irrelevant.
-        half = (self.sign_sum + irrelevant) / 2  # above + tied / 2
+        half = (self.sign_sum.cpu() + irrelevant) / 2  # above + tied / 2
         above = half - self.tied / 2
         several = self.relevant_tied > 1
-        ranks = 1 + torch.where(several, above + self.tied / (self.relevant_tied + 1), half)
+        ranks = 1 + torch.where(
+            several, above + self.tied.double() / (self.relevant_tied + 1), half
+        )
         ranks[self.relevant_tied == 0] = float("nan")
         if not count_ties:
             return RankCounts(ranks, self.best, self.relevant_tied)
@@ -342,14 +384,12 @@ class _Side:
 
 def _refuse_nan(scores: Tensor) -> None:
     """Raise `MetricError` for NaN; one cheap product finds that there is none."""
-    ones = torch.ones(scores.shape[1], dtype=scores.dtype, device=scores.device)
+    ones = scores.new_ones(scores.shape[1])
     if not torch.isfinite(torch.mv(scores, ones).sum()) and torch.isnan(scores).any():
         raise MetricError("scores hold NaN; ranks of NaN mean nothing")
 
 
-def _count_zeros(
-    work: Tensor, which: Tensor, known: tuple[Tensor, Tensor] | None, dim: int
-) -> Tensor:
+def _count_zeros(work: Tensor, which: Tensor, known: _Places, dim: int) -> Tensor:
     """Irrelevant zeros of `work` along `dim`, int64, for the queries in `which` (0 elsewhere)."""
     index = which.nonzero().flatten().to(work.device)
     chosen = work.index_select(1 - dim, index)
@@ -401,7 +441,15 @@ def top_k(scorer: Scorer, k: int, *, tile: int = TILE) -> tuple[Tensor, Tensor]:
 
     Returns:
         scores float `Q k` and indices int64 `Q k`; k is cut to the gallery's size.
+
+    Raises:
+        MetricError: no query, no gallery, k below 1, or NaN scores.
     """
+    if min(k, scorer.num_queries, scorer.num_gallery) < 1:
+        raise MetricError(
+            f"the best {k} for {scorer.num_queries} queries among {scorer.num_gallery} items: "
+            "expected at least one each"
+        )
     k = min(k, scorer.num_gallery)
     values, indices = [], []
     for rows in _rows(torch.arange(scorer.num_queries), tile):
@@ -409,13 +457,14 @@ def top_k(scorer: Scorer, k: int, *, tile: int = TILE) -> tuple[Tensor, Tensor]:
         where = torch.empty(0, dtype=torch.int64)
         for block in _blocks(scorer.num_gallery, tile):
             scores = scorer(rows, block)
+            _refuse_nan(scores)
             places = torch.arange(block.start, block.stop, device=scores.device)
             places = places.expand(len(rows), -1)
             if best is not None:
                 scores, places = torch.cat([best, scores], 1), torch.cat([where, places], 1)
             best, chosen = torch.topk(scores, min(k, scores.shape[1]), dim=1)
             where = places.gather(1, chosen)
-        assert best is not None, "a gallery has at least one item"
+        assert best is not None, "checked above"
         by_index = torch.argsort(where, dim=1)
         best, where = best.gather(1, by_index), where.gather(1, by_index)
         best, chosen = torch.sort(best, dim=1, descending=True, stable=True)

@@ -62,6 +62,64 @@ def test_ranks_equal_the_enumeration_of_all_tie_orders(case: tuple[Tensor, Tenso
     np.testing.assert_allclose(backward.ranks, expected)
 
 
+def counted_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
+    """Ranks of the best relevant item of each row by the definition, with whole-matrix masks."""
+    best = torch.where(relevant, scores, -torch.inf).amax(1, keepdim=True)
+    above = (scores > best).sum(1)
+    tied = ((scores == best) & ~relevant).sum(1).double()
+    own = ((scores == best) & relevant).sum(1)
+    ranks = 1 + above + tied / (own + 1)
+    return torch.where(relevant.any(1), ranks.double(), torch.nan)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("levels", [5, 100_000])
+def test_many_tiles_and_strips_equal_the_definition(dtype: torch.dtype, levels: int) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    whole = torch.randint(-levels, levels, (700, 900), generator=generator).to(dtype)
+    relevant = torch.rand(whole.shape, generator=generator) < 0.002  # many-to-many
+    relevant[17] = False
+    relevant[:, 890] = False
+    scores = whole.double()
+    for tile in (512, 301):
+        found = rank_both(MatrixScorer(whole), relevant.nonzero(), tile=tile)
+        apart = rank_both(MatrixScorer(whole), relevant.nonzero(), tile=tile, count_ties=True)
+        for side, counts, matrix, fits in zip(
+            found, apart, (scores, scores.T), (relevant, relevant.T), strict=True
+        ):
+            expected = counted_ranks(matrix, fits)
+            np.testing.assert_allclose(side.ranks, expected, rtol=1e-12)
+            np.testing.assert_allclose(counts.ranks, expected, rtol=1e-12)
+            best = torch.where(fits, matrix, -torch.inf).amax(1, keepdim=True)
+            judged = fits.any(1)
+            assert counts.above is not None
+            assert counts.tied is not None
+            assert torch.equal(counts.above[judged], (matrix > best).sum(1)[judged])
+            assert torch.equal(counts.tied[judged], ((matrix == best) & ~fits).sum(1)[judged])
+
+
+def test_one_item_and_none() -> None:
+    for rows, columns in ((1, 1), (1, 5), (5, 1)):
+        pairs = torch.tensor([[rows - 1, columns - 1]])
+        forward, backward = rank_both(MatrixScorer(torch.zeros(rows, columns)), pairs)
+        assert float(forward.ranks[-1]) == (columns + 1) / 2
+        assert float(backward.ranks[-1]) == (rows + 1) / 2
+        assert top_k(MatrixScorer(torch.zeros(rows, columns)), 3)[1].shape == (
+            rows,
+            min(3, columns),
+        )
+    nothing = torch.zeros(0, 2, dtype=torch.int64)
+    for rows, columns in ((0, 3), (3, 0), (0, 0)):
+        with pytest.raises(MetricError, match=f"no query of {rows} has .* among {columns}"):
+            rank_both(MatrixScorer(torch.zeros(rows, columns)), nothing)
+        with pytest.raises(MetricError, match=f"for {rows} queries among {columns} items"):
+            top_k(MatrixScorer(torch.zeros(rows, columns)), 3)
+    scores = torch.zeros(3, 3)
+    scores[1, 1] = math.nan  # topk takes NaN for the largest
+    with pytest.raises(MetricError, match="NaN"):
+        top_k(MatrixScorer(scores), 2)
+
+
 def test_hand_made_ties() -> None:
     scores = torch.tensor([[0.5, 0.5, 0.1], [0.2, 0.9, 0.9], [0.3, 0.3, 0.3]])
     forward, backward = rank_both(MatrixScorer(scores), diagonal(3), count_ties=True)
