@@ -57,6 +57,37 @@ def test_a_failing_rank_ends_the_launch(launcher: Launcher, backend: str) -> Non
     assert time.monotonic() - started < 40  # most of it is the start of three interpreters
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(("launcher", "backend"), LAUNCHERS)
+def test_a_killed_rank_ends_the_launch(launcher: Launcher, backend: str) -> None:
+    done = launch(launcher([*PROGRAM, "fail", "kill"]), cwd=ROOT, status=None, timeout=60)
+    assert done.returncode != 0
+    how = {"torch": "Signal 9 (SIGKILL) received", "horovod": "Exit code: 137"}[backend]
+    assert how in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_starts_ranks_on_several_nodes(tmp_path: Path) -> None:
+    settings = json.dumps({"train": {"batch_size": 2, "max_steps": 4}})
+    port = free_port()
+    agents = []
+    for node in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+        command += [f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+        command += [f"--master-port={port}", *PROGRAM, "run", str(tmp_path), settings]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        agents.append(
+            subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
+        )
+    for agent in agents:
+        _, shown = agent.communicate(timeout=120)
+        assert agent.returncode == 0, shown
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert (environment["backend"], environment["ranks"]) == ("torch", 2)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
 def slurm_ranks(arguments: Sequence[str], port: int) -> list[subprocess.Popen[str]]:
     """Two processes with what srun sets, and nobody who would end one for the other."""
     processes = []
