@@ -78,6 +78,9 @@ class ModelConfig:
     """Freeze the stem and stages 1..n of the backbone; -1 freezes nothing."""
     frozen_norm: bool = True
     """Batch-norm statistics stay as loaded (its gains and offsets still train)."""
+    standardized: bool = False
+    """A backbone without norms, its kernels standardised: learns fastest from scratch, whatever the
+    batch. Weight files of networks with norms do not fit it."""
     grid_cell: Literal[16, 32, 64] = 64
     """Pixels of the high-resolution frame to a grid cell, each way. 64 is the published one, from
     the backbone's maps of strides 16 and 32; 32 takes those of 8 and 16, for small frames."""
@@ -89,6 +92,9 @@ class ModelConfig:
     """Grid of the stored position embedding; other grids are interpolated."""
     temporal_positions: int = 7
     """Count of stored time embeddings; other counts are interpolated."""
+    video_pool: Literal["mean", "max"] = "mean"
+    """How a clip's grid becomes its vector in the joint space. "mean" is the published one; with
+    "max" a small object speaks as loud as a large one."""
     visual_tokens: int = 160
     """Random subset of grid tokens given to the cross half in training."""
     cross: bool = False

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rushes.errors import ConfigError
 from rushes.modeling.folding import fold_frozen_norms
+from rushes.modeling.standardized import standardize
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -73,6 +74,7 @@ class ImageBackbone(nn.Module):
         name: timm model name, or "hf-hub:..." id.
         strides: ascending, e.g. (16, 32).
         frozen_norm: batch-norm statistics stay as they are (gains and offsets still train).
+        standardized: no norms, kernels are standardised instead; for training from scratch.
         arguments: further keyword arguments of the timm model (`layers`, `channels`, `norm_layer`,
             `bn_eps`; `pretrained_cfg_overlay` with `mean` and `std` in 0..1 where a weight file was
             trained on pixels normed otherwise than timm's own for this model).
@@ -89,6 +91,7 @@ class ImageBackbone(nn.Module):
         strides: Sequence[int],
         *,
         frozen_norm: bool = True,
+        standardized: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -99,7 +102,11 @@ class ImageBackbone(nn.Module):
         config = self.model.pretrained_cfg
         self.mean = tuple(255.0 * value for value in config["mean"])
         self.std = tuple(255.0 * value for value in config["std"])
-        if frozen_norm:
+        if standardized:
+            if self.plain:
+                raise ConfigError(f"model.standardized: {name} is no convolutional network")
+            standardize(self.model)
+        elif frozen_norm:
             fold_frozen_norms(self.model)
         for module in self.model.modules():
             if isinstance(module, nn.GroupNorm):
@@ -133,7 +140,7 @@ class ImageBackbone(nn.Module):
         """Start every residual branch at zero, so that unnormalised activations do not blow up."""
         for module in self.model.modules():
             last = _last_norm(module)
-            if last is not None and last.weight is not None:
+            if getattr(last, "weight", None) is not None:
                 nn.init.zeros_(last.weight)
 
     def stages(self) -> list[list[nn.Module]]:

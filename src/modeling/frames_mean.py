@@ -33,6 +33,7 @@ class FramesMeanEncoder(nn.Module):
             config.backbone,
             strides,
             frozen_norm=config.frozen_norm,
+            standardized=config.standardized,
             arguments=config.backbone_args,
         )
         self.pixel_norm = PixelNorm(self.backbone.mean, self.backbone.std)

@@ -115,6 +115,7 @@ def _backbone(config: ModelConfig, strides: tuple[int, ...]) -> ImageBackbone:
         config.backbone,
         strides,
         frozen_norm=config.frozen_norm,
+        standardized=config.standardized,
         arguments=config.backbone_args,
     )
 

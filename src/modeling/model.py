@@ -138,8 +138,8 @@ class VideoTextModel(nn.Module):
 
         Returns:
             Levels ("video", "token"): values `B N*S D` with `grid`, and ("video", "segment"):
-            values `B N D` (means of clips), pooled `B D` (mean of the video); embeddings "video"
-            `B D` where the model has a joint space.
+            values `B N D` (clips, by `model.video_pool`), pooled `B D` (mean of the video);
+            embeddings "video" `B D` where the model has a joint space.
         """
         high, low = self._inputs(high, low)
         first = high if high is not None else low
@@ -149,7 +149,7 @@ class VideoTextModel(nn.Module):
             high, low = _black(high, valid), _black(low, valid)
         grids: Tensor = self.video(_clips(high), _clips(low))  # B*N D h w
         tokens = grids.flatten(2).transpose(1, 2)
-        clips = torch.unflatten(tokens.mean(1), 0, (num_videos, num_clips))
+        clips = torch.unflatten(self._pool(tokens, 1), 0, (num_videos, num_clips))
         tokens = tokens.reshape(num_videos, -1, tokens.shape[-1])
         grid = (grids.shape[-2], grids.shape[-1])
         return self._video_levels(tokens, clips, grid)
@@ -162,8 +162,12 @@ class VideoTextModel(nn.Module):
         assert self.frozen_grid is not None
         cells = self.frozen_grid[0] * self.frozen_grid[1]
         tokens = torch.unflatten(kept.values, 0, (len(batch), -1))
-        clips = torch.unflatten(tokens, 1, (-1, cells)).mean(2)
+        clips = self._pool(torch.unflatten(tokens, 1, (-1, cells)), 2)
         return self._video_levels(tokens, clips, self.frozen_grid)
+
+    def _pool(self, cells: Tensor, dim: int) -> Tensor:
+        """One vector a clip of the cells along `dim`."""
+        return cells.amax(dim) if self.config.model.video_pool == "max" else cells.mean(dim)
 
     def _video_levels(self, tokens: Tensor, clips: Tensor, grid: tuple[int, int]) -> Encoded:
         segment = Level(clips, pooled=clips.mean(1))

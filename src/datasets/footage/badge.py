@@ -1,7 +1,7 @@
 """The plate with a printed symbol that only a fine picture shows.
 
-A bold black letter of 42 pixels is still read by a small network where the picture is a twelfth of
-its size and the letter 3 pixels high. So the ink here is dark with a light rim of equal weight:
+A bold black letter of 46 pixels is still read by a small network where the picture is a twelfth of
+its size and the letter 4 pixels high. So the ink here is dark with a light rim of equal weight:
 averaging over a dozen pixels leaves plain grey, and smooth stains hide what little would be left.
 A small network on centred crops reads 10 of 10 symbols at 128x192 and about chance at 32x48.
 """
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from rushes.datasets.footage.vocabulary import STROKES, SYMBOL_HEIGHT
 
-HEIGHT: Final = 58
-WIDTH: Final = 44
+HEIGHT: Final = 64
+WIDTH: Final = 48
 """Pixels of the full picture."""
 
 _SAMPLES: Final = 4
@@ -26,7 +26,7 @@ _UNIT: Final = SYMBOL_HEIGHT / 6
 """Pixels of one step of the grid on which the strokes are given."""
 _PEN: Final = 0.9
 """Width of the strokes in units."""
-_RIM: Final = 3.3
+_RIM: Final = 3.6
 """Standard deviation in pixels of the blur that is taken away from the ink, three times."""
 _CONTRAST: Final = 110.0
 _GREY: Final = 125.0

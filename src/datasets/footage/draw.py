@@ -23,6 +23,9 @@ _SAMPLES = 4
 """Supersampling of sprites along each side."""
 _PLAY = 200
 """Pixels by which the texture is larger than the picture, for the background to slide."""
+TEXTURES = 12
+"""Backgrounds and stains of badges. Were each video's its own, a network would tell the videos it
+trains on by them, and learn nothing of the objects."""
 
 
 def _yuv(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -38,8 +41,6 @@ def _outline(shape: str) -> npt.NDArray[np.float64]:
     """Corner points of a shape in a unit square around the origin, x y."""
     if shape == "square":
         return np.array([(-0.44, -0.44), (0.44, -0.44), (0.44, 0.44), (-0.44, 0.44)])
-    if shape == "diamond":
-        return np.array([(0, -0.5), (0.5, 0), (0, 0.5), (-0.5, 0)])
     if shape == "triangle":
         return np.array([(0, -0.5), (0.5, 0.46), (-0.5, 0.46)])
     if shape == "cross":
@@ -112,10 +113,10 @@ def _blend(
 
 
 class Background:
-    """A muted texture that slides past; direction and speed are its own."""
+    """One of a few muted textures that slides past; place, direction and speed are its own."""
 
     def __init__(self, seed: int, width: int, height: int) -> None:
-        rng = np.random.Generator(np.random.PCG64(seed))
+        rng = np.random.Generator(np.random.PCG64(seed % TEXTURES))
         w, h = width + _PLAY, height + _PLAY
         luma = np.zeros((h, w), np.float32)
         for cell, gain in ((96, 14.0), (32, 10.0), (12, 6.0)):
@@ -127,6 +128,7 @@ class Background:
             coarse = rng.standard_normal((h // 128 + 2, w // 128 + 2), dtype=np.float32)
             smooth = cv2.resize(coarse, (w // 2, h // 2), interpolation=cv2.INTER_CUBIC)
             self.chroma.append(np.clip(128 + 3.5 * smooth, 116, 140).astype(np.uint8))
+        rng = np.random.Generator(np.random.PCG64(seed))
         angle = rng.uniform(0, 2 * math.pi)
         speed = rng.uniform(12, 40)
         self.velocity = speed * math.cos(angle), speed * math.sin(angle)
@@ -180,7 +182,7 @@ class Painter:
             x, y, width = thing.at(time)
             key = index, 2 * round(width / 2)
             if key not in self.sprites:
-                self.sprites[key] = Sprite(thing, key[1], self.scene.texture + index)
+                self.sprites[key] = Sprite(thing, key[1], (self.scene.texture + index) % TEXTURES)
             self.sprites[key].blend(planes, x, y)
 
 

@@ -25,6 +25,10 @@ Form = Literal["h264", "vp9", "hevc", "mpeg4", "gif", "variable", "rotated", "po
 ODD_FORMS: tuple[Form, ...] = (*("vp9", "variable", "hevc", "rotated", "mpeg4", "portrait", "gif"),)
 """One video in ten takes the next of these instead of plain H.264."""
 
+COUNTS = (1, 1, 1, 2, 2, 3)
+"""Objects of a video, drawn alike. Half the videos have one: where few colours are in sight, the
+videos of a batch differ in shape, symbol and motion, and to tell them apart is to learn those."""
+
 WIDTH, HEIGHT, FPS = 640, 384, 25
 LARGE = SIZES["large"]
 T = TypeVar("T")
@@ -153,7 +157,7 @@ class Casting:
         self.rng = rng
         self.combination: Deck[Combination] = Deck(combinations(split), rng)
         self.symbol: Deck[str] = Deck(SYMBOLS, rng)
-        self.count: Deck[int] = Deck((1, 2, 3), rng)
+        self.count: Deck[int] = Deck(COUNTS, rng)
 
     def things(
         self, count: int, start: float, end: float, width: int, height: int
