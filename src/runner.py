@@ -222,7 +222,10 @@ def assemble(
         meta: the model has shapes but no values, and the weights are only checked against it.
     """
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"output_dir={folder}: cannot be made: {error}") from error
     world.barrier()
     tokenizer = build_tokenizer(config, world, folder / "tokenizer")
     answers: dict[str, int] = {}

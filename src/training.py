@@ -23,7 +23,7 @@ from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.datasets.collate import BadVideo
 from rushes.distributed import World
-from rushes.errors import ConfigError, NonFiniteLoss
+from rushes.errors import CheckpointError, ConfigError, NonFiniteLoss
 from rushes.log import get_logger
 from rushes.modeling.objectives import Trainable
 from rushes.optim import set_learning_rates
@@ -127,7 +127,7 @@ def train(
         ConfigError: the schedule needs validations, and there are none.
         NonFiniteLoss: more steps had NaN or infinity than `train.nonfinite_budget`.
         FailureBudgetExceeded: more samples failed than `data.failure_budget`.
-        CheckpointError: the run folder is another run's, or in use.
+        CheckpointError: the run folder is another run's, in use, or cannot be written.
         SystemExit: status 143 after SIGTERM, once the state is saved.
     """
     if config.optim.schedule == "auto_step" and validate is None:
@@ -135,7 +135,10 @@ def train(
             "optim.schedule auto_step follows the validations, and data.validation is empty"
         )
     torch.set_num_threads(config.train.num_threads or torch.get_num_threads())
-    session = Session(model, config, world, run_folder, loader.steps_per_epoch, extras)
+    try:
+        session = Session(model, config, world, run_folder, loader.steps_per_epoch, extras)
+    except OSError as error:
+        raise CheckpointError(f"{run_folder}: the run folder cannot be used: {error}") from error
     progress = session.progress
     session.reported = len(loader.bad)
     loader.honour(session.bad.known.values())

@@ -75,6 +75,15 @@ def test_a_runner_refuses_another_ones_preset(
     assert "ConfigError" in capsys.readouterr().err
 
 
+def test_an_output_folder_that_cannot_be_made_is_named(
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(footage, tmp_path)
+    (tmp_path / "run").write_text("a file stands in the way")
+    assert stage1(argv) == 2
+    assert f"output_dir={tmp_path / 'run'}: cannot be made" in capsys.readouterr().err
+
+
 def test_unknown_preset_names_those_that_exist() -> None:
     from rushes.configs.load import read_preset
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +15,13 @@ from torch import Tensor, nn
 from rushes.configs.schema import ObjectiveConfig, OptimConfig, RunConfig, TrainConfig
 from rushes.datasets.batch import Batch
 from rushes.datasets.collate import BadVideo
-from rushes.distributed import World
+from rushes.distributed import SingleWorld, World
 from rushes.modeling.encoded import Encoded, Level
 from rushes.modeling.inputs import BatchLike
 from rushes.modeling.objectives import Objective
+from rushes.training import StepReport, TrainResult, train
 
+WORLD = SingleWorld()
 VOCABULARY = 32
 TOKENS = 6
 
@@ -195,6 +201,55 @@ class ToyLoader:
     def honour(self, known: Iterable[BadVideo]) -> None:
         """These fail, whatever `failing` says."""
         self.honoured |= {(bad.epoch, bad.index) for bad in known}
+
+
+class Killed(Exception):
+    """Stands for a process that ends at this moment."""
+
+
+def run(
+    folder: Path, config: RunConfig | None = None, **given: Any
+) -> tuple[ToyModel, TrainResult]:
+    """Train the toy model in `folder` to the end, or to `stop_after` steps of this process."""
+    config = config or toy_config()
+    model = toy_model(dropout=given.pop("dropout", 0.1))
+    loader = given.pop("loader", None) or ToyLoader(
+        config, WORLD, failing=given.pop("failing", None)
+    )
+    stop_after = given.pop("stop_after", None)
+
+    def on_step(report: StepReport) -> None:
+        if report.step == stop_after:
+            raise Killed
+
+    return model, train(model, loader, config, WORLD, folder, on_step=on_step, **given)
+
+
+def lines(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines(folder)]
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+class Poisoned(ToyModel):
+    """Its loss is infinite at the given steps, counted from 0."""
+
+    poisoned: frozenset[int] = frozenset()
+
+    def objectives(self, step: int) -> Any:
+        def poison(*_: object) -> Mapping[str, Tensor]:
+            return {"poison_loss": self.text.weight.sum() * math.inf}
+
+        found = dict(super().objectives(step))
+        return {**found, "poison": (1.0, poison)} if step in self.poisoned else found
 
 
 def with_batch_size(config: RunConfig, batch_size: int, accumulation: int = 1) -> RunConfig:

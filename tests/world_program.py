@@ -16,6 +16,8 @@ from torch import nn
 
 from rushes.distributed import SingleWorld, World, run_main
 from rushes.errors import ConfigError
+from rushes.modeling.encoded import Encoded
+from rushes.modeling.inputs import BatchLike
 from rushes.modeling.objectives import Objective
 from rushes.steps import Pass, accumulate, count_valid
 from rushes.training import StepReport, elastic_config, train
@@ -168,7 +170,12 @@ class Poisoned(ToyModel):
         self.poisoned = step if world.rank == rank else -1
 
     def objectives(self, step: int) -> Mapping[str, tuple[float, Objective]]:
-        def poison(*_: object) -> Mapping[str, torch.Tensor]:
+        def poison(
+            encoded: Encoded,
+            batch: BatchLike,
+            world: World,
+            generator: torch.Generator,
+        ) -> Mapping[str, torch.Tensor]:
             return {"poison_loss": torch.tensor(math.inf if step == self.poisoned else 0.0)}
 
         return {**super().objectives(step), "poison": (1.0, poison)}
