@@ -25,6 +25,7 @@ for _variable in ("PATH_TO_STORAGE", "RUSHES_OVERLAY"):
 
 NEEDS = {
     "needs_shared": "shared",
+    "needs_demo": "demo",
     "needs_cuda": "gpu",
     "needs_horovod": "horovod",
     "needs_browser": "browser",

@@ -26,6 +26,18 @@ def shared_folder() -> Path:
     return Path(os.environ.get("RUSHES_SHARED") or ROOT.parent / "shared")
 
 
+def demo_folder() -> Path:
+    """A finished demo: $RUSHES_DEMO, by default where `make demo` leaves it."""
+    return Path(os.environ.get("RUSHES_DEMO") or ROOT / "runs" / "demo")
+
+
+def _lacks_demo() -> str:
+    folder = demo_folder()
+    runs = (folder / "retrieval" / "results.json", folder / "qa" / "results.json")
+    whole = all(path.is_file() for path in runs)
+    return "" if whole else f"no trained model in {folder}; run make demo or set RUSHES_DEMO"
+
+
 def _lacks_shared() -> str:
     folder = shared_folder()
     return "" if (folder / "videos").is_dir() else f"no {folder}; set RUSHES_SHARED"
@@ -64,6 +76,7 @@ def _lacks_torchcodec() -> str:
 
 LACKS: dict[str, Callable[[], str]] = {
     "shared": cache(_lacks_shared),
+    "demo": cache(_lacks_demo),
     "gpu": cache(_lacks_gpu),
     "horovod": cache(_lacks_horovod),
     "browser": cache(_lacks_browser),

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +16,7 @@ from rushes.search.app import is_local
 from rushes.search.library import build_library
 from rushes.search.page import Page
 from rushes.search.web import make_app
+from tests.search.pages import browsing, serving
 
 
 @pytest.fixture(scope="module")
@@ -139,57 +134,17 @@ def test_nonsense_is_refused_with_its_reason(page: Page) -> None:
         assert client.post("/api/answer", json=asked, headers=OURS).status_code == 404
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def server(videos: Path, retrieval_run: Path, qa_run: Path) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "rushes.cli", "app", str(retrieval_run)]
-    command += ["--videos", str(videos), "--answers", str(qa_run), "--port", str(port)]
-    command += ["--index", str(videos.parent / "served")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}api/state", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                assert process.poll() is None, process.stderr and process.stderr.read().decode()
-                time.sleep(0.2)
+    command = ["app", str(retrieval_run), "--videos", str(videos), "--answers", str(qa_run)]
+    with serving([*command, "--index", str(videos.parent / "served")]) as address:
         yield address
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1400,1000",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.binary_location = str(shutil.which("chromium"))
-    service = webdriver.ChromeService(executable_path=str(shutil.which("chromedriver")))
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
+    with browsing(tmp_path / "profile") as driver:
+        yield driver
 
 
 @pytest.mark.use
