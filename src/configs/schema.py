@@ -18,6 +18,7 @@ ObjectiveName = Literal[
     "mil_nce",
     "triplet",
     "sigmoid",
+    "caption_words",
     "masked_language",
     "matching",
     "open_ended_qa",

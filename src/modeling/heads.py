@@ -55,6 +55,20 @@ class MaskedLanguageHead(nn.Module):
         return scores
 
 
+class CaptionWordsHead(nn.Module):
+    """Which words a video's captions hold: word scores of its vector."""
+
+    def __init__(self, embed_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(embed_dim, vocab_size)
+        initialise(self.modules())
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Scores `... vocabulary` of `... embed_dim`."""
+        scores: Tensor = self.classify(pooled)
+        return scores
+
+
 class MatchingHead(nn.Module):
     """Whether text and video belong together: 2 classes, 1 is a pair."""
 

@@ -18,6 +18,7 @@ from rushes.modeling.frames_mean import FramesMeanEncoder
 from rushes.modeling.freezing import frozen_modules
 from rushes.modeling.heads import (
     AnswerHead,
+    CaptionWordsHead,
     MaskedLanguageHead,
     MatchingHead,
     TextProjection,
@@ -74,7 +75,10 @@ class VideoTextModel(nn.Module):
 
     def _build_heads(self, config: RunConfig, names: set[Any], num_answers: int) -> None:
         self.masked_language_head = self.matching_head = None
-        self.answer_head = self.choice_head = None
+        self.answer_head = self.choice_head = self.words_head = None
+        if "caption_words" in names:
+            words = config.model.text.vocab_size
+            self.words_head = CaptionWordsHead(config.model.embed_dim, words)
         dim, dropout = _dim(self.text), config.model.text.dropout
         crossing = names & {"masked_language", "matching", "open_ended_qa", "multiple_choice_qa"}
         if self.cross_encoder is None:
@@ -225,6 +229,12 @@ class VideoTextModel(nn.Module):
     def text_embedding(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Unit vectors of texts, `R D`."""
         return self.encode_text(ids, mask).embeddings["text"]
+
+    def caption_word_logits(self, encoded: Encoded) -> Tensor:
+        """Scores of the words that each video's captions may hold, `B vocabulary`."""
+        assert self.words_head is not None, "no objective caption_words"
+        scores: Tensor = self.words_head(encoded["video", "segment"].pooled)
+        return scores
 
     # Cross half --------------------------------------------------------------------------------
 

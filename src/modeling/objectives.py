@@ -59,6 +59,8 @@ class Heads(Protocol):
         """Temperature and bias of an objective."""
         ...
 
+    def caption_word_logits(self, encoded: Encoded) -> Tensor: ...
+
     def word_logits(
         self,
         text: Level,
@@ -156,6 +158,46 @@ class Contrastive:
         assert config.name == "triplet"
         total = losses.triplet(scores, owner, config.margin, config.hardest, negative)
         return total / len(owner)
+
+
+@dataclass(frozen=True)
+class CaptionWords:
+    """Cross-entropy of a video's vector against the words of its captions, mean over videos of all
+    ranks (Huang et al. 2024, "Classification Done Right for Vision-Language Pre-Training", without
+    its weights by rarity, which would make a sample's loss depend on its batch).
+
+    A contrast over a batch asks for no more than tells its videos apart; this asks for every word.
+    """
+
+    heads: Heads
+    config: ObjectiveConfig
+
+    def __call__(
+        self,
+        encoded: Encoded,
+        batch: BatchLike,
+        world: World,
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> Mapping[str, Tensor]:
+        logits = self.heads.caption_word_logits(encoded).float()  # B vocabulary
+        wanted = caption_words(batch, logits.shape[1])[batch.valid]
+        kept = logits[batch.valid]
+        each = -(wanted / wanted.sum(1, keepdim=True).clamp(min=1) * kept.log_softmax(1)).sum(1)
+        right = wanted.gather(1, kept.argmax(1, keepdim=True)).squeeze(1).clamp(max=1)
+        return _shared_mean("caption_words", each, right, world)
+
+
+def caption_words(batch: BatchLike, vocab_size: int) -> Tensor:
+    """How many of a video's texts hold each word, float `B vocabulary`; marks are no words."""
+    assert batch.text_ids is not None, "caption_words needs texts in the batch"
+    assert batch.text_mask is not None
+    ids, mask = batch.text_ids, batch.text_mask.bool()
+    last = mask.sum(1, keepdim=True) - 1
+    places = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    inside = mask & (places > 0) & (places < last)  # without the first and the last mark
+    held = torch.zeros(len(ids), vocab_size, device=ids.device)
+    held.scatter_add_(1, ids, inside.float())
+    return torch.unflatten(held.clamp(max=1), 0, (-1, batch.num_texts)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -266,6 +308,7 @@ def make_objective(config: ObjectiveConfig, heads: Heads) -> Objective:
     if config.name in CONTRASTIVE:
         return Contrastive(heads, config)
     kinds: dict[str, Callable[[Heads, ObjectiveConfig], Objective]] = {
+        "caption_words": CaptionWords,
         "masked_language": MaskedLanguage,
         "matching": Matching,
         "open_ended_qa": OpenEndedAnswers,

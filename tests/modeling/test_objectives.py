@@ -14,6 +14,7 @@ from rushes.datasets.batch import Batch
 from rushes.distributed import SingleWorld, World
 from rushes.modeling import losses
 from rushes.modeling.model import VideoTextModel
+from rushes.modeling.objectives import caption_words
 from tests.modeling.small import NO_NOISE, on_ranks, rows_of, small_batch, small_model
 
 JOINT = ["contrastive", "nce", "hard_negative_nce", "mil_nce", "triplet", "sigmoid"]
@@ -33,7 +34,7 @@ def run(model: VideoTextModel, batch: Batch, world: World | None = None) -> dict
 
 def model_for(name: str, **objective: Any) -> VideoTextModel:
     values: dict[str, Any] = {"objectives": [{"name": name, **objective}]}
-    if name not in JOINT:
+    if name not in JOINT and name != "caption_words":
         values["model"] = {"cross": True, **NO_NOISE["model"]}
         if name.endswith("_qa"):
             values["task"] = name
@@ -42,7 +43,10 @@ def model_for(name: str, **objective: Any) -> VideoTextModel:
     return small_model(num_answers=3, **values).train()
 
 
-@pytest.mark.parametrize("name", [*JOINT, "masked_language", "open_ended_qa", "multiple_choice_qa"])
+@pytest.mark.parametrize(
+    "name",
+    [*JOINT, "caption_words", "masked_language", "open_ended_qa", "multiple_choice_qa"],
+)
 def test_the_split_over_ranks_changes_nothing(name: str) -> None:
     learnt = {"learnable_temperature": True} if name == "contrastive" else {}
     model = model_for(name, **learnt)
@@ -146,6 +150,33 @@ def test_matching_draws_negatives_that_are_wrong() -> None:
     alone = rows_of(batch, [0])
     figures = objective(model.encode(alone), alone, SingleWorld(), torch.Generator())
     assert figures["matching_loss"].isfinite()
+
+
+def test_words_of_captions_are_counted_once_a_text_and_marks_not_at_all() -> None:
+    batch = small_batch(2, num_texts=2)
+    ids = torch.tensor([[1, 7, 7, 2, 0], [1, 7, 9, 8, 2], [1, 2, 0, 0, 0], [1, 5, 2, 0, 0]])
+    batch = replace(batch, text_ids=ids, text_mask=(ids > 0).long())
+    expected = torch.zeros(2, 10)
+    expected[0, 7], expected[0, 8], expected[0, 9], expected[1, 5] = 2, 1, 1, 1
+    assert torch.equal(caption_words(batch, 10), expected)
+
+
+def test_words_of_captions_are_learnt_and_a_text_without_words_costs_nothing() -> None:
+    model = model_for("caption_words")
+    batch = small_batch(3)
+    assert batch.text_ids is not None
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    before = run(model, batch)["caption_words_loss"].item()
+    for _ in range(15):
+        optimizer.step()
+        optimizer.zero_grad()
+        after = run(model, batch)
+    assert after["caption_words_loss"] < before - 1
+    assert after["caption_words_accuracy"] == 1
+    empty = torch.zeros_like(batch.text_ids)
+    empty[:, 0], empty[:, 1] = 1, 2
+    silent = replace(batch, text_ids=empty, text_mask=(empty > 0).long())
+    assert run(model, silent)["caption_words_loss"] == 0
 
 
 def test_turns_are_drawn_by_ratio_and_step() -> None:
