@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from rushes.errors import ConfigError
+
 TIME_SLACK = 1e-6
 """A moment belongs to [pts - slack, next pts - slack), in seconds."""
 
@@ -69,6 +71,13 @@ class Frames:
     crop: Box | None = None
     resample: Resample = "area"
     name: str = "frames"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("size", Size), ("crop", Box)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                fields = ", ".join(kind._fields)
+                raise ConfigError(f"{name}={value!r:.200}: expected {kind.__name__}({fields})")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rushes.video.service.process import WorkerSpec
 
 FLIGHT = "flight://"
-_MAX_DEADLINE = 86400.0
 
 
 def open_service_reader(
@@ -56,14 +55,11 @@ def open_service_reader(
         ServiceError: a server wants another token.
         StorageError: there is nothing at `catalogue_path` ("local").
     """
+    from rushes.video.service.asked import check_deadline
     from rushes.video.service.pool import PoolReader
     from rushes.video.service.process import with_catalogue
 
-    if not 0 < deadline <= _MAX_DEADLINE:
-        raise ConfigError(
-            f"deadline {deadline:g} s: decoding in other processes needs more than 0 s, "
-            f"at most {_MAX_DEADLINE:g} s"
-        )
+    check_deadline(deadline, "a service")
     chosen = spec or with_catalogue(
         catalogue_path, vis_format, videos_low, backend, index_cache=index_cache
     )

@@ -19,6 +19,7 @@ from rushes.errors import ConfigError, DecodeTimeout, MissingVideo, RushesError,
 from rushes.log import get_logger
 from rushes.video.request import Reply, Request, VideoInfo
 from rushes.video.service import wire
+from rushes.video.service.asked import check_deadline, check_id, checked
 from rushes.video.service.cache import SharedReads
 from rushes.video.service.jobs import Counters
 from rushes.video.service.pool import PoolReader
@@ -30,7 +31,7 @@ from rushes.video.service.remote import (
     TimedOut,
     Unreachable,
 )
-from rushes.video.service.wire import Busy, Packed
+from rushes.video.service.wire import Busy, NotARequest, Packed
 
 log = get_logger(__name__)
 
@@ -49,7 +50,9 @@ def home_order(video_id: str, addresses: Sequence[str]) -> list[str]:
     """
     return sorted(
         addresses,
-        key=lambda address: blake2b(f"{address}\0{video_id}".encode(), digest_size=8).digest(),
+        key=lambda address: blake2b(
+            f"{address}\0{video_id}".encode(errors="surrogatepass"), digest_size=8
+        ).digest(),
     )
 
 
@@ -81,6 +84,7 @@ class ServiceReader:
         fallback: Callable[[], PoolReader] | None = None,
         health: Health | None = None,
     ) -> None:
+        check_deadline(deadline, "a client")
         for address in addresses:
             check_address(address)
         if not addresses:
@@ -111,6 +115,7 @@ class ServiceReader:
 
     def submit(self, request: Request) -> Future[Reply]:
         """Start a read; its time runs from now on, also while it waits for others."""
+        request = checked(request)
         allowed = self.deadline if request.deadline is None else request.deadline
         return self._threads.submit(self._read_until, request, time.monotonic() + allowed, allowed)
 
@@ -125,9 +130,11 @@ class ServiceReader:
         """The named arrays, the same to the bit as those of a local reader.
 
         Raises:
+            ConfigError: the request means nothing.
             VideoError: what the decoding side said of the video.
             ServiceError: no server answered within the deadline and the files are not here.
         """
+        request = checked(request)
         allowed = self.deadline if request.deadline is None else request.deadline
         if self.shared is None or not request.fixed:
             return wire.unpack(self._read_packed(request))
@@ -143,6 +150,7 @@ class ServiceReader:
 
     def describe(self, video_id: str) -> VideoInfo:
         """What a video holds, found by the server that would decode it."""
+        check_id(video_id)
         hunt = _Hunt(self, video_id, self.deadline)
         return hunt.run(
             lambda server: server.describe(video_id, hunt.deadline),
@@ -319,7 +327,7 @@ class _Hunt:
             self.reader.counters.add(refused_busy=1)
         except MissingVideo as error:
             self._missing = error
-        except Refused:
+        except (Refused, NotARequest):
             raise
         except ServiceError as error:
             self._problems[server.address] = str(error)

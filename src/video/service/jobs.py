@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rushes.errors import DecodeTimeout, RushesError, ServiceError
-from rushes.video.request import Request, VideoInfo
+from rushes.video.request import VideoInfo
 from rushes.video.service.wire import Packed
 
 _LOOKAHEAD = 16
@@ -24,13 +24,13 @@ class Job:
     Attributes:
         deadline: `time.monotonic()` until which the answer is wanted.
         allowed: seconds that it had at first, for the texts of errors.
-        request: None where the video is only to be described.
+        request: as `wire.encode_request` writes it; None where the video is only to be described.
     """
 
     video_id: str
     deadline: float
     allowed: float
-    request: Request | None
+    request: dict[str, Any] | None
     future: Future[Packed | VideoInfo] = field(default_factory=Future)
 
     def late(self, where: str) -> DecodeTimeout:
@@ -63,6 +63,7 @@ class JobQueue:
         self._homes: OrderedDict[str, int] = OrderedDict()
         self._changed = threading.Condition()
         self._passed = 0
+        self._freed: set[int] = set()
         self.closed = False
 
     def __len__(self) -> int:
@@ -83,6 +84,7 @@ class JobQueue:
     def take(self, worker: int, timeout: float) -> Job | None:
         """The next job for a worker; None when none came in `timeout` s or the queue was closed."""
         with self._changed:
+            self._freed.discard(worker)
             self._changed.wait_for(lambda: self._jobs or self.closed, timeout)
             if not self._jobs:
                 return None
@@ -105,6 +107,17 @@ class JobQueue:
                 return job
         self._passed = 0
         return self._jobs.popleft()
+
+    def needs(self, worker: int, video_id: str) -> bool:
+        """Whether a worker at a video that nobody waits for should be freed: jobs of others wait,
+        more of them than workers have been freed for. Who is told so must come and `take`.
+        """
+        with self._changed:
+            others = sum(job.video_id != video_id for job in self._jobs)
+            if others <= len(self._freed):
+                return False
+            self._freed.add(worker)
+            return True
 
     def drop_late(self) -> None:
         """Answer those whose deadline passed while they waited."""

@@ -3,12 +3,13 @@
 A caller is told at its deadline, whatever its worker does. The worker is judged by what the video
 has had: it may go on until it has had the pool's whole deadline to itself (time in which others had
 the CPU aside), unless it plainly does nothing any more. So a caller in a hurry or a machine that is
-full costs no worker, and a video is blamed for no more than its own time.
+full costs no worker, and a video is blamed for no more than its own time. Only where other jobs
+wait and no worker is idle does one that nobody waits for have to go, and then nothing is held
+against its video: half a decode says nothing of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rushes.errors import DecodeTimeout, RushesError, ServiceError, WorkerDied
 from rushes.log import get_logger
-from rushes.video.request import Request, VideoInfo
+from rushes.video.request import VideoInfo
 from rushes.video.service import wire
 from rushes.video.service.effort import OwnTime
 from rushes.video.service.jobs import Job
@@ -41,6 +42,9 @@ _FULL = 0.9
 """Share of the pool's deadline that is a video's full time: the rest goes by in the queue."""
 _IDLE = 1.0
 """Seconds of doing nothing after which a worker beyond its caller's deadline counts as hung."""
+_ROOM = 0.5
+"""Seconds beyond its caller's deadline after which a worker makes room for others that wait: about
+what a new one takes to start, so that one which is nearly done is let finish."""
 _MARGIN = (0.05, 0.25)
 """Share of the time, and at most so many seconds, by which a worker gives up before its caller, so
 that one which minds its deadline can say so."""
@@ -71,6 +75,8 @@ class Keeper:
             self.started.set_result(None)
         except RushesError as error:
             self.started.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - the border of a thread: who waits is told
+            self.started.set_exception(ServiceError(f"a decode worker did not start: {error!r}"))
         try:
             while not self.pool.jobs.closed:
                 job = self.pool.jobs.take(self.index, _LOOK)
@@ -92,9 +98,12 @@ class Keeper:
         except RushesError as error:
             counters.add(**{f"error_{getattr(error, 'reason', 'service')}": 1})
             job.fail(error.with_traceback(None))
-        except (OSError, ValueError) as error:
-            # A keeper must not end by a full descriptor table: its caller gets the error.
-            job.fail(ServiceError(f"{job.video_id}: {error}"))
+        except Exception as error:  # noqa: BLE001 - the border of a thread: nothing may end it
+            if not isinstance(error, OSError):  # such as a full descriptor table
+                log.exception("%s: a keeper failed", job.video_id)
+            # The worker may be in the middle of an answer that nobody waits for.
+            self._stop_worker()
+            job.fail(ServiceError(f"{job.video_id}: {type(error).__name__}: {error}"))
         else:
             job.answer(result)
 
@@ -109,7 +118,7 @@ class Keeper:
             raise
 
     def _try(self, job: Job, lease: Lease | None) -> Packed | VideoInfo:
-        pool = self.pool
+        pool, nameless = self.pool, 0
         while True:
             if self.worker is None or not self.worker.alive:  # no fault of this video
                 self._stop_worker()
@@ -123,7 +132,12 @@ class Keeper:
                 pool.quarantine.check(name, job.video_id)
                 answer = self._answer(self._message(job, lease), patience)
             except ProcessGone as error:
-                self._blame(job, name, error, patience)
+                nameless += name is None
+                # Once, the worker may have died of something else; twice it is the id.
+                blamed = job.video_id if name is None and nameless > 1 else name
+                self._blame(job, blamed, error, patience)
+                if nameless > 1:
+                    raise WorkerDied(job.video_id, f"its worker {error}") from None
                 continue
             pool.quarantine.forgive(name)
             return self._result(answer, lease)
@@ -141,7 +155,7 @@ class Keeper:
         message: dict[str, Any] = {"id": job.video_id}
         if job.request is not None and lease is not None:
             message["slot"] = lease.index
-            message["request"] = wire.encode_request(_within(job.request, job.deadline))
+            message["request"] = {**job.request, "deadline": _within(job.deadline)}
         return message
 
     def _answer(self, message: dict[str, Any], patience: _Patience) -> dict[str, Any]:
@@ -202,6 +216,8 @@ class Keeper:
             raise ServiceError("the pool was closed")
         log.warning("worker %d on %s: %s; it is replaced", pid, job.video_id, gone)
         pool.counters.add(restarts=1)
+        if gone.in_the_way:
+            raise job.late(f"the decoder gave {gone}")
         if gone.hung:
             pool.quarantine.hung(name or job.video_id, job.video_id, str(gone), seconds, full)
             detail = f"the decoder gave {gone}, the deadline was {job.allowed:g} s"
@@ -216,14 +232,14 @@ class Keeper:
         worker, now = self.worker, time.monotonic()
         if (worker is not None and worker.alive) or now < self._start_at:
             return
-        if worker is not None:
-            log.warning("worker %d had nothing to do and %s", worker.pid, worker.how_it_ended())
-            self.pool.counters.add(restarts=1)
-            self._stop_worker()
         try:
+            if worker is not None:
+                log.warning("worker %d had nothing to do and %s", worker.pid, worker.how_it_ended())
+                self.pool.counters.add(restarts=1)
+                self._stop_worker()
             self._start_worker(None)
             self._pause = 0.0
-        except RushesError as error:
+        except Exception as error:  # noqa: BLE001 - the border of a thread: it tries again
             if not self.pool.closed:
                 log.warning("%s", error)
             self._pause = min(max(2 * self._pause, _START_PAUSE[0]), _START_PAUSE[1])
@@ -282,6 +298,9 @@ class _Patience:
             if self.own.seconds >= _FULL * pool.deadline or self.own.idle >= _IDLE:
                 raise ProcessGone(said, hung=True)
             job.fail(job.late(f"the decoder gave {said}"))
+            beyond = now - job.deadline
+            if beyond >= _ROOM and pool.jobs.needs(self._keeper.index, job.video_id):
+                raise ProcessGone(f"{said}, and others wait", in_the_way=True)
             self._next = now + _TICK
         else:
             self._next = min(now + _TICK, job.deadline)
@@ -311,8 +330,7 @@ class _Start:
         return min(waits, _TICK)
 
 
-def _within(request: Request, deadline: float) -> Request:
+def _within(deadline: float) -> float:
     remaining = deadline - time.monotonic()
     share, most = _MARGIN
-    within = max(remaining - min(share * remaining, most), 0.001)
-    return dataclasses.replace(request, deadline=within)
+    return max(remaining - min(share * remaining, most), 0.001)

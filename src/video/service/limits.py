@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from rushes.errors import RefusedVideo
+from rushes.errors import ConfigError, FrameUnavailable, RefusedVideo
 from rushes.video.request import Audio, Features, Frames, Request, Size
+
+_BYTES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,12 @@ class RequestLimits:
     max_text: int = 1024
 
     def check(self, request: Request) -> None:
-        """Raise `RefusedVideo` with the value and the limit, as far as the request tells."""
+        """Judge a request as far as it tells.
+
+        Raises:
+            RefusedVideo: too much, with the value and the limit.
+            FrameUnavailable, ConfigError: it means nothing, as in process.
+        """
         check_id(request.video_id, self.max_text)
         video = request.video_id
         self._most(video, len(request.outputs), self.max_outputs, "outputs")
@@ -42,12 +50,12 @@ class RequestLimits:
         names += [output.track for output in request.outputs if isinstance(output, Features)]
         self._most(video, max(map(len, names), default=0), self.max_text, "characters of a name")
         if len({output.name for output in request.outputs}) != len(request.outputs):
-            raise RefusedVideo(video, f"two outputs have one name: {names}")
+            raise ConfigError(f"{video}: two outputs have one name: {names}")
         frames = [output for output in request.outputs if isinstance(output, Frames)]
         self._most(video, sum(len(f.times) for f in frames), self.max_frames, "frames")
         if request.deadline is not None and not 0 < request.deadline <= self.max_deadline:
-            limit = f"(0, {self.max_deadline}] s"
-            raise RefusedVideo(video, f"deadline {request.deadline} s, allowed {limit}")
+            limit = f"more than 0 s, at most {self.max_deadline:g} s"
+            raise ConfigError(f"{video}: deadline={request.deadline!r}: a server allows {limit}")
         for output in request.outputs:
             if isinstance(output, Frames):
                 self._check_frames(video, output)
@@ -57,7 +65,7 @@ class RequestLimits:
 
     def _check_frames(self, video: str, frames: Frames) -> None:
         if not np.isfinite(frames.times).all():
-            raise RefusedVideo(video, "a time is not finite")
+            raise FrameUnavailable(video, "a time is not finite")
         if frames.crop and min(frames.crop) < 0:
             raise RefusedVideo(video, f"size {frames.size}, crop {frames.crop}")
         size = asked_size(frames, None)
@@ -73,7 +81,7 @@ class RequestLimits:
 
     def _check_span(self, video: str, output: Audio | Features) -> None:
         if not np.isfinite([output.start, output.end]).all() or output.end < output.start:
-            raise RefusedVideo(video, f"from {output.start} s to {output.end} s")
+            raise FrameUnavailable(video, f"from {output.start} s to {output.end} s")
         self._most(video, output.end - output.start, self.max_seconds, f"seconds of {output.name}")
         if isinstance(output, Audio) and output.rate < 1:
             raise RefusedVideo(video, f"{output.rate} Hz, at least 1")
@@ -135,5 +143,7 @@ def check_id(video_id: str, max_text: int = 1024) -> None:
     parts = video_id.replace("\\", "/").split("/")
     if ":" in parts[0] and parts[1:2] == [""]:
         raise RefusedVideo(video_id, "a URL is no video id", "hostile")
-    if video_id[0] in "/\\~" or ".." in parts or not video_id.isprintable():
+    # Bytes of a file name that are no UTF-8 are surrogates here, and part of good names.
+    shown = _BYTES.sub("", video_id)
+    if video_id[0] in "/\\~" or ".." in parts or not shown.isprintable():
         raise RefusedVideo(video_id, "an id names a video below the root, no path", "hostile")

@@ -20,6 +20,7 @@ from typing import cast
 from rushes.errors import RushesError, ServiceError
 from rushes.video.request import Reply, Request, VideoInfo
 from rushes.video.service import wire
+from rushes.video.service.asked import check_deadline, check_id, checked
 from rushes.video.service.cache import SharedReads
 from rushes.video.service.jobs import Counters, Job, JobQueue
 from rushes.video.service.keeper import Keeper
@@ -53,6 +54,7 @@ class PoolReader:
         limits: what requests may ask of a video's own size, besides fitting into a slot.
 
     Raises:
+        ConfigError: a deadline that is no time.
         ServiceError: no worker, or one that does not start.
         RushesError: what opening the catalogue or the backend in a worker raised.
     """
@@ -71,6 +73,7 @@ class PoolReader:
         cache_bytes: int = 0,
         limits: RequestLimits | None = None,
     ) -> None:
+        check_deadline(deadline, "a pool")
         if num_workers < 1:
             raise ServiceError(f"a pool of {num_workers} workers; it needs at least 1")
         shared_slots = num_slots or max(16, 4 * num_workers)
@@ -114,11 +117,13 @@ class PoolReader:
         """The named arrays, in shared memory that is theirs until they are gone.
 
         Raises:
+            ConfigError: the request means nothing.
             VideoError: the video cannot give them, killed its workers, or is quarantined.
             ServiceError: the pool is closed.
         """
         if self.shared is None or not request.fixed:
             return wire.unpack(self.read_packed(request))
+        request = checked(request)
         allowed = self.deadline if request.deadline is None else request.deadline
         return wire.unpack(self.shared.read(request, self.read_packed, allowed))
 
@@ -132,9 +137,13 @@ class PoolReader:
         return cast(VideoInfo, self._await(self._put(video_id, deadline, None), None))
 
     def _put(self, video_id: str, deadline: float | None, request: Request | None) -> Job:
+        # Here, in the caller's thread: what cannot be asked must not reach a keeper.
+        check_id(video_id)
+        check_deadline(deadline, video_id)
+        plain = None if request is None else wire.encode_request(checked(request))
         self.quarantine.check(self.names.known_as(video_id), video_id)
         allowed = self.deadline if deadline is None else deadline
-        job = Job(video_id, time.monotonic() + allowed, allowed, request)
+        job = Job(video_id, time.monotonic() + allowed, allowed, plain)
         self.jobs.put(job)
         return job
 

@@ -15,8 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from rushes.errors import ServiceError
 from rushes.video.service import wire
 from rushes.video.service.limits import RequestLimits
@@ -44,10 +42,11 @@ class ProcessGone(Exception):
 
     Attributes:
         hung: it did not answer in time, and still runs.
+        in_the_way: nobody waits for it any more, but others wait for a worker.
     """
 
-    def __init__(self, text: str, hung: bool = False) -> None:
-        self.hung = hung
+    def __init__(self, text: str, hung: bool = False, in_the_way: bool = False) -> None:
+        self.hung, self.in_the_way = hung, in_the_way
         super().__init__(text)
 
 
@@ -153,7 +152,7 @@ class WorkerProcess:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            self.connection.send_bytes(msgpack.packb(message))
+            self.connection.send_bytes(wire.packb(message))
         except OSError as error:
             raise ProcessGone(self.how_it_ended()) from error
 
@@ -161,7 +160,7 @@ class WorkerProcess:
         try:
             while not self.connection.poll(min(_TICK, max(watch(), 0.0))):
                 self._check_memory()
-            answer: dict[str, Any] = msgpack.unpackb(self.connection.recv_bytes())
+            answer: dict[str, Any] = wire.unpackb(self.connection.recv_bytes())
             return answer
         except (OSError, EOFError) as error:
             raise ProcessGone(self.how_it_ended()) from error

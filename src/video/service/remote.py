@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import msgpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -163,7 +162,7 @@ class RemoteServer:
         with self._window.entered(deadline), _translated(self.address):
             remaining = max(deadline - time.monotonic(), 0.001)
             plain = wire.encode_request(replace(request, deadline=_within(remaining)))
-            ticket = flight.Ticket(msgpack.packb({"v": wire.VERSION, "request": plain}))
+            ticket = flight.Ticket(wire.packb({"v": wire.VERSION, "request": plain}))
             stream = self._client.do_get(ticket, self._call(remaining + 0.5))
             packed = _received(stream)
         return packed
@@ -171,7 +170,7 @@ class RemoteServer:
     def describe(self, video_id: str, deadline: float) -> VideoInfo:
         """What a video holds; raises as `fetch`."""
         remaining = max(deadline - time.monotonic(), 0.001)
-        body = msgpack.packb({"id": video_id, "deadline": _within(remaining)})
+        body = wire.packb({"id": video_id, "deadline": _within(remaining)})
         return wire.decode_info(self._action("describe", body, remaining + 0.5))
 
     def status(self, timeout: float = 5.0) -> bytes:

@@ -49,6 +49,11 @@ class Busy(ServiceError):
     """A server is full: ask another one, or again in a moment."""
 
 
+class NotARequest(ServiceError):
+    """What was sent is no request, whichever server is asked: asking again changes nothing."""
+
+
+_OWN = {"Busy": Busy, "NotARequest": NotARequest}
 _MAX_TEXT = 1000
 """Characters of one argument of an error; gRPC allows its trailers 8 KiB."""
 
@@ -80,10 +85,10 @@ class Packed:
 def renamed(packed: Packed, video_id: str) -> Packed:
     """The same reply for one who asked by another id of the same video."""
     # The id comes first (see `layout`): nothing is unpacked where it is the right one.
-    if packed.header.startswith(msgpack.packb({"id": video_id})[1:], 1):
+    if packed.header.startswith(packb({"id": video_id})[1:], 1):
         return packed
-    plain = msgpack.unpackb(packed.header)
-    return Packed(msgpack.packb({**plain, "id": video_id}), packed.payload)
+    plain = unpackb(packed.header)
+    return Packed(packb({**plain, "id": video_id}), packed.payload)
 
 
 def layout(reply: Reply) -> tuple[bytes, int]:
@@ -102,7 +107,7 @@ def layout(reply: Reply) -> tuple[bytes, int]:
         "cost": list(dataclasses.astuple(reply.cost)),
         "size": offset,
     }
-    return msgpack.packb(plain), offset
+    return packb(plain), offset
 
 
 def pack_into(reply: Reply, payload: npt.NDArray[np.uint8]) -> None:
@@ -126,7 +131,7 @@ def pack(reply: Reply) -> Packed:
 def unpack(packed: Packed) -> Reply:
     """The reply whose arrays are views of `packed.payload`; raises `ServiceError` if torn."""
     try:
-        plain = msgpack.unpackb(packed.header)
+        plain = _unpacked(packed.header)
         sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
         for section, name, dtype, shape, offset in plain["entries"]:
             sections[section][name] = _view(packed.payload, dtype, shape, offset)
@@ -165,7 +170,7 @@ def encode_request(request: Request) -> dict[str, Any]:
 
 
 def decode_request(plain: Any) -> Request:
-    """The request that `encode_request` wrote; raises `ServiceError` for anything else."""
+    """The request that `encode_request` wrote; raises `NotARequest` for anything else."""
     try:
         _exactly(plain, {"id", "outputs", "policy", "deadline", "fixed"}, "a request")
         policy, deadline, fixed = plain["policy"], plain["deadline"], plain["fixed"]
@@ -181,7 +186,7 @@ def decode_request(plain: Any) -> Request:
             fixed,
         )
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise ServiceError(f"not a request: {error}") from error
+        raise NotARequest(f"not a request: {error}") from error
 
 
 def _decode_output(plain: Any) -> Output:
@@ -222,15 +227,23 @@ def _text(value: Any) -> str:
 
 def encode_error(error: RushesError) -> dict[str, Any]:
     """Class name and arguments of one of our own errors."""
-    arguments = [arg[:_MAX_TEXT] if isinstance(arg, str) else arg for arg in error.__reduce__()[1]]
-    return {"type": type(error).__name__, "args": arguments}
+    return {"type": type(error).__name__, "args": [_plain(arg) for arg in error.__reduce__()[1]]}
+
+
+def _plain(argument: Any) -> Any:
+    """An argument of an error as msgpack takes it; an error must never be what cannot be told."""
+    if isinstance(argument, tuple | list):
+        return [_plain(part) for part in argument]
+    if argument is None or isinstance(argument, bool | int | float):
+        return argument
+    return str(argument)[:_MAX_TEXT]
 
 
 def decode_error(plain: Mapping[str, Any]) -> RushesError:
     """The error that `encode_error` wrote; an unknown class becomes a `ServiceError`."""
     try:
         name = str(plain["type"])
-        cls = Busy if name == "Busy" else getattr(errors, name, None)
+        cls = _OWN.get(name) or getattr(errors, name, None)
         args = [tuple(arg) if isinstance(arg, list) else arg for arg in plain["args"]]
         if isinstance(cls, type) and issubclass(cls, RushesError):
             return cls(*args)
@@ -249,14 +262,13 @@ def encode_info(info: VideoInfo) -> bytes:
         elif field.name in ("audio", "subtitles"):
             value = [dataclasses.asdict(track) for track in value]
         plain[field.name] = value
-    data: bytes = msgpack.packb(plain)
-    return data
+    return packb(plain)
 
 
 def decode_info(data: bytes) -> VideoInfo:
     """The `VideoInfo` that `encode_info` wrote; raises `ServiceError` for anything else."""
     try:
-        plain = msgpack.unpackb(data)
+        plain = _unpacked(data)
         for name in ("frame_times", "keyframes", "full_size_times"):
             if plain[name] is not None:
                 plain[name] = np.frombuffer(plain[name]["bytes"], plain[name]["dtype"])
@@ -268,10 +280,24 @@ def decode_info(data: bytes) -> VideoInfo:
         raise ServiceError(f"not a video info: {error}") from error
 
 
+def packb(plain: Any) -> bytes:
+    """Plain values -> msgpack.
+
+    File names that are no UTF-8 reach Python as texts with surrogates, which must come out on the
+    other side as they are.
+    """
+    data: bytes = msgpack.packb(plain, unicode_errors="surrogatepass")
+    return data
+
+
+def _unpacked(data: bytes) -> Any:
+    return msgpack.unpackb(data, unicode_errors="surrogatepass")
+
+
 def unpackb(data: bytes) -> Any:
-    """msgpack -> plain values; raises `ServiceError` for other bytes."""
+    """What `packb` wrote -> plain values; raises `ServiceError` for other bytes."""
     try:
-        return msgpack.unpackb(data)
+        return _unpacked(data)
     except (ValueError, msgpack.UnpackException) as error:
         raise ServiceError(f"{len(data)} bytes that are no msgpack: {error}") from error
 

@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
@@ -92,29 +91,33 @@ class Worker:
         """Serve until the socket ends."""
         while True:
             try:
-                message = msgpack.unpackb(self.connection.recv_bytes())
+                message = wire.unpackb(self.connection.recv_bytes())
             except (EOFError, ConnectionResetError):
                 return
-            self.connection.send_bytes(msgpack.packb(self._answer(message)))
+            self.connection.send_bytes(self._packed(message))
 
-    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _packed(self, message: dict[str, Any]) -> bytes:
+        """The answer as bytes: what cannot be packed must not end a worker either."""
         video_id = message["id"]
         try:
-            if "name" in message:
-                return {"name": name_of(self.reader, video_id)}
-            if "request" not in message:
-                return {"info": wire.encode_info(self.reader.describe(video_id))}
-            request = wire.decode_request(message["request"])
-            self._refuse_too_large(request)
-            return self._filled(message["slot"], self.reader.read(request))
+            return wire.packb(self._answer(message, video_id))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         except RushesError as error:
-            return {"error": wire.encode_error(error)}
+            return wire.packb({"error": wire.encode_error(error)})
         except Exception as error:  # noqa: BLE001 - the border of a process: nothing may pass
             traceback.print_exc()
             known = UnreadableVideo(video_id, f"{type(error).__name__}: {error}")
-            return {"error": wire.encode_error(known)}
+            return wire.packb({"error": wire.encode_error(known)})
+
+    def _answer(self, message: dict[str, Any], video_id: str) -> dict[str, Any]:
+        if "name" in message:
+            return {"name": name_of(self.reader, video_id)}
+        if "request" not in message:
+            return {"info": wire.encode_info(self.reader.describe(video_id))}
+        request = wire.decode_request(message["request"])
+        self._refuse_too_large(request)
+        return self._filled(message["slot"], self.reader.read(request))
 
     def _refuse_too_large(self, request: Request) -> None:
         """Judge a request before anything is decoded: what it asks must not cost a worker."""
@@ -168,7 +171,7 @@ def main(descriptor: int, parent: int) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     connection = Connection(descriptor)
-    setup = msgpack.unpackb(connection.recv_bytes())
+    setup = wire.unpackb(connection.recv_bytes())
     limit = setup["memory_limit"]
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -184,9 +187,9 @@ def main(descriptor: int, parent: int) -> None:
                 f"{setup['factory']}: {type(error).__name__}: {error}",
             )
         )
-        connection.send_bytes(msgpack.packb({"error": wire.encode_error(known)}))
+        connection.send_bytes(wire.packb({"error": wire.encode_error(known)}))
         return
-    connection.send_bytes(msgpack.packb({"ready": os.getpid()}))
+    connection.send_bytes(wire.packb({"ready": os.getpid()}))
     try:
         worker.run()
     except (BrokenPipeError, ConnectionResetError):

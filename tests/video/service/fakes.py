@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rushes.errors import FrameUnavailable, MissingVideo
+from rushes.video.catalogue import Catalogue, Source
 from rushes.video.readers.pyav_reader import PyAVReader
 from rushes.video.request import (
     Audio,
@@ -212,3 +213,24 @@ def open_crashing(**arguments: Any) -> CrashingReader:
     reader = open_default(**arguments)
     assert isinstance(reader, PyAVReader)
     return CrashingReader(reader)
+
+
+class NamelessCatalogue(Catalogue):
+    """Dies when a video is looked up."""
+
+    def locate(self, video_id: str) -> Source:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return super().locate(video_id)
+
+
+class NamelessReader(HangingReader):
+    """Cannot even name a video without dying."""
+
+    def __init__(self, reader: VideoReader, root: str) -> None:
+        super().__init__(reader, "")
+        self.catalogue = NamelessCatalogue(Path(root), None, kind="file")
+
+
+def open_nameless(**arguments: Any) -> NamelessReader:
+    """The factory of workers that die of every id."""
+    return NamelessReader(open_default(**arguments), arguments["catalogue_path"])

@@ -162,3 +162,33 @@ def test_those_behind_a_hanging_video_are_told_in_time(open_pool: OpenPool) -> N
     assert time.monotonic() - started < 1.5
     with pytest.raises(DecodeTimeout):
         hanging.result(20)
+
+
+def test_decoders_that_spin_for_nobody_make_room_without_a_strike(open_pool: OpenPool) -> None:
+    pool = open_pool(num_workers=2, deadline=60.0)
+    for round_ in range(3):
+        spinning = [pool.submit(request_of(f"spin_{i}", deadline=0.3)) for i in range(2)]
+        for future in spinning:
+            with pytest.raises(DecodeTimeout, match=r"the deadline was 0\.3 s"):
+                future.result(5)
+        request = request_of(f"v{round_}", deadline=8.0)
+        started = time.monotonic()
+        assert same(pool.read(request), FakeReader().read(request))
+        assert time.monotonic() - started < 5.0  # the pool's deadline is far away
+        # One made room, the other may go on: nobody waits for its worker.
+        assert round_ or pool.num_restarts == 1
+    assert pool.quarantine.videos() == {}
+    assert not any(record.seconds for record in pool.quarantine._records.values())
+
+
+def test_a_slow_decoder_that_nobody_waits_for_goes_on_while_nobody_else_asks(
+    open_pool: OpenPool,
+) -> None:
+    pool = open_pool(num_workers=1, deadline=60.0)
+    [worker] = pool.worker_pids()
+    with pytest.raises(DecodeTimeout):
+        pool.read(request_of("spin_1", deadline=0.2))
+    with pytest.raises(DecodeTimeout):  # the same once more is nobody else
+        pool.read(request_of("spin_1", deadline=1.5))
+    assert pool.worker_pids() == [worker]
+    assert pool.num_restarts == 0

@@ -12,7 +12,13 @@ import pytest
 from tests.video.service.fakes import FakeReader, request_of, same
 
 from rushes import errors
-from rushes.errors import RefusedVideo, RushesError, ServiceError
+from rushes.errors import (
+    ConfigError,
+    FrameUnavailable,
+    RefusedVideo,
+    RushesError,
+    ServiceError,
+)
 from rushes.video.request import Audio, Box, Features, Frames, Reply, Request, Size
 from rushes.video.service import wire
 from rushes.video.service.limits import RequestLimits, check_id
@@ -150,22 +156,34 @@ def asking(*outputs: Any, video: str = "v", deadline: float | None = None) -> Re
         (asking(Frames((0.0,), Size(4096, 4096))), "16777216 pixels a frame"),
         (asking(Frames((0.0,) * 100, Size(1080, 1920))), "bytes of reply"),
         (asking(Frames((0.0,), Size(0, 4))), "size 0x4"),
-        (asking(Frames((math.nan,))), "not finite"),
         (asking(Audio(0.0, 1e6)), "seconds of audio"),
-        (asking(Audio(2.0, 1.0)), "from 2.0 s to 1.0 s"),
         (asking(Audio(0.0, 1.0, 10**9)), "Hz"),
         (asking(Audio(0.0, 1.0, -5)), "-5 Hz, at least 1"),
         (asking(Audio(0.0, 1.0, 8000, "x" * 5000)), "5000 characters of a name"),
-        (asking(Frames((0.0,)), Frames((0.0,))), "one name"),
         (asking(*[Audio(0, 1, 8000, str(i)) for i in range(99)]), "99 outputs"),
-        (asking(deadline=1e9), "deadline"),
-        (asking(deadline=-1.0), "deadline"),
         (asking(video="x" * 2000), "2000 characters"),
         (asking(video=""), "0 characters"),
     ],
 )
 def test_limits_tell_value_and_limit(request_: Request, text: str) -> None:
     with pytest.raises(RefusedVideo, match=text):
+        RequestLimits().check(request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "text"),
+    [
+        (asking(Frames((math.nan,))), FrameUnavailable, "not finite"),
+        (asking(Audio(2.0, 1.0)), FrameUnavailable, "from 2.0 s to 1.0 s"),
+        (asking(Frames((0.0,)), Frames((0.0,))), ConfigError, "one name"),
+        (asking(deadline=1e9), ConfigError, "at most 600 s"),
+        (asking(deadline=-1.0), ConfigError, "deadline=-1.0"),
+    ],
+)
+def test_what_means_nothing_is_no_matter_of_limits(
+    request_: Request, kind: type[RushesError], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
         RequestLimits().check(request_)
 
 
@@ -180,6 +198,6 @@ def test_ids_are_no_paths(video: str) -> None:
     assert caught.value.reason == "hostile"
 
 
-@pytest.mark.parametrize("video", ["video7", "a/b/c.mp4", "..x", "a:b", "v..1", "caf\u00e9 1"])
+@pytest.mark.parametrize("video", ["video7", "a/b/c.mp4", "..x", "a:b", "v..1", "caf\u00e9 1", "\udcff"])
 def test_ordinary_ids_pass(video: str) -> None:
     check_id(video)
