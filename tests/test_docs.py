@@ -6,14 +6,21 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from rushes.cli import main
 from rushes.configs.load import config_to_json
-from tests.helpers import ROOT
+from tests.helpers import ROOT, free_port, launch
+from tests.search.pages import serving
 from tests.tiny_runs import SIZES, make_corpus, save_run, tiny_config
+from tests.video.service.test_server import make_certificate
 
 BLOCK = re.compile(r"```(bash|python|json)\n(.*?)```", re.DOTALL)
 
@@ -24,10 +31,17 @@ def blocks(page: str, kind: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    lines = [line for body in blocks(page, "bash") for line in body.splitlines() if line.strip()]
-    assert lines
+    lines = shell_lines(page)
     assert all(line.startswith("rushes ") for line in lines)
     return [shlex.split(line)[1:] for line in lines]
+
+
+def shell_lines(page: str) -> list[str]:
+    """Commands of a page, those over several lines joined."""
+    bodies = [body.replace("\\\n", " ") for body in blocks(page, "bash")]
+    lines = [line for body in bodies for line in body.splitlines() if line.strip()]
+    assert lines
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +67,59 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_and_python(place: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for command in commands(page):
-        assert main(command) == 0, command
+        if command[0] == "app":  # serves until it is stopped
+            _looks_at_the_page(command)
+        else:
+            assert main(command) == 0, command
     for body in blocks(page, "python"):
         exec(compile(body, page, "exec"), {})
+
+
+def _looks_at_the_page(command: list[str]) -> None:
+    with serving(command) as address:
+        with urllib.request.urlopen(f"{address}api/state", timeout=60) as response:
+            state = json.load(response)
+        assert state["answers"]
+        assert len(state["videos"]) == len(list(Path("videos").iterdir()))
+        # For another interface the printed address carries a token, and nothing works without.
+    with serving([*command, "--host", "0.0.0.0"]) as address:
+        local = address.replace("0.0.0.0", "127.0.0.1")
+        bare, token = local.split("?token=")
+        assert len(token) >= 32
+        with urllib.request.urlopen(f"{bare}api/state?token={token}", timeout=60) as response:
+            assert json.load(response) == state
+        for path in ("", "api/state", f"media/{state['videos'][0]}"):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(bare + path, timeout=60)
+
+
+@pytest.mark.use
+@pytest.mark.slow
+def test_serving_frames(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").symlink_to(place / "videos", target_is_directory=True)
+    _, certificate = make_certificate(tmp_path)  # signed by itself: its own authority
+    shutil.copy(certificate, tmp_path / "ca.pem")
+    token, serve, status = shell_lines("frame-service.md")
+    launch(["bash", "-c", token])
+    port = free_port()
+    program = [sys.executable, "-m", "rushes.cli"]
+    # Only where it listens and how many it starts are the test's own.
+    arguments = shlex.split(serve.replace("8815", str(port)).replace("16", "1"))[1:]
+    process = subprocess.Popen([*program, *arguments])
+    try:
+        asked = shlex.split(status.replace("host1:8815", f"localhost:{port}"))[1:]
+        for _ in range(60):
+            done = launch([*program, *asked], status=None)
+            if done.returncode == 0:
+                break
+            assert process.poll() is None
+            time.sleep(0.5)
+        assert done.returncode == 0, done.stderr
+        assert "workers" in done.stdout
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.mark.use

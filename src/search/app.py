@@ -12,7 +12,7 @@ from pathlib import Path
 from rushes.search.command import load, parser
 from rushes.search.library import build_library
 from rushes.search.page import Page
-from rushes.search.web import make_app, serve
+from rushes.search.web import listen, make_app, serve
 
 
 def is_local(host: str) -> bool:
@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     out.add_argument("--port", type=int, default=7860)
     out.add_argument("--token", default=None, help="made up where an interface needs one")
     options = out.parse_args(argv)
+    # First of all: indexing for an hour and then finding the port taken helps nobody.
+    listening = listen(options.host, options.port)
     search, answers = options.run, options.answers
     if (search / "retrieval").is_dir():
         answers = answers or (search / "qa" if (search / "qa").is_dir() else None)
@@ -47,11 +49,12 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(f"not shown: {error}\n")
     local = is_local(options.host)
     token = options.token or (None if local else secrets.token_urlsafe(24))
-    address = f"http://{options.host}:{options.port}/" + (f"?token={token}" if token else "")
+    named = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{named}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
     sys.stdout.write(f"{len(library.ids)} videos, {len(library.videos)} moments: {address}\n")
     sys.stdout.flush()
     # Another site's name that points here must not open the page.
     hosts = ("localhost", "127.0.0.1", "[::1]", options.host) if local else ("*",)
     app = make_app(Page(model, library, options.videos, answering), token, hosts)
-    serve(app, options.host, options.port)
+    serve(app, listening)
     return 0

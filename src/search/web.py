@@ -6,6 +6,7 @@ A video is named by its id, never by a path, and an id that is not indexed does 
 from __future__ import annotations
 
 import hmac
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -152,9 +153,22 @@ def make_app(page: Page, token: str | None = None, hosts: Sequence[str] = ("*",)
     return app
 
 
-def serve(app: Starlette, host: str, port: int) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on; they wait until `serve`.
+
+    Raises:
+        ConfigError: the interface is not this machine's, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error}") from error
+
+
+def serve(app: Starlette, listening: socket.socket) -> None:
     """Serve until interrupted."""
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 def _has_token(request: Request, token: str) -> bool:

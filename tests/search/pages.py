@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import free_port
-
 ADDRESS = re.compile(r"moments: (http://\S+)")
 
 
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[str]:
     """`rushes app ...` on a free port until the end of the block; gives the address it prints."""
-    command = [sys.executable, "-m", "rushes.cli", *arguments, "--port", str(free_port())]
+    command = [sys.executable, "-m", "rushes.cli", *arguments, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

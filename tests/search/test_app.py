@@ -12,10 +12,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from rushes import VideoText
+from rushes.cli import main
 from rushes.search.app import is_local
 from rushes.search.library import build_library
 from rushes.search.page import Page
-from rushes.search.web import make_app
+from rushes.search.web import listen, make_app
 from tests.search.pages import browsing, serving
 
 
@@ -145,6 +146,16 @@ def server(videos: Path, retrieval_run: Path, qa_run: Path) -> Iterator[str]:
 def browser(tmp_path: Path) -> Iterator[Any]:
     with browsing(tmp_path / "profile") as driver:
         yield driver
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_indexed(
+    videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        command = ["app", "no-such-run", "--videos", str(videos), "--port", port]
+        assert main(command) == 1
+    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
 
 
 @pytest.mark.use
