@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 from collections.abc import Iterator
@@ -93,6 +94,44 @@ def test_nothing_else_is_handed_out(page: Page, name: str) -> None:
             assert response.status_code == 404
             assert b"hidden words" not in response.content
         assert client.get(f"/static/{name}").status_code == 404
+
+
+@pytest.mark.attack
+@pytest.mark.slow
+def test_raw_paths_lead_nowhere(server: str) -> None:
+    """Clients tidy paths up before they send them; an attacker's does not."""
+    host, port = server.removeprefix("http://").rstrip("/").split(":")
+    up = ("../", "..%2f", "%2e%2e/", "%252e%252e%252f", "..\\", "....//", "/")
+    for route in ("/media/", "/still/", "/static/", "/"):
+        for step in up:
+            for name in ("secret.mp4", "test_00000/../../secret.mp4", "etc/passwd", "notes.txt"):
+                connection = http.client.HTTPConnection(host, int(port), timeout=60)
+                connection.putrequest("GET", f"{route}{step}{name}", skip_accept_encoding=True)
+                connection.endheaders()
+                response = connection.getresponse()
+                body = response.read()
+                connection.close()
+                assert response.status == 404, (route, step, name)
+                assert b"hidden words" not in body
+                assert b"root:" not in body
+
+
+@pytest.mark.attack
+def test_a_video_that_becomes_a_link_is_no_longer_handed_out(
+    tmp_path: Path, videos: Path, retrieval_run: Path
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(videos / "test_00000.mp4", folder)
+    model = VideoText.from_pretrained(retrieval_run)
+    library, _ = build_library(model, folder, tmp_path / "index", lengths=(2.0,), progress=False)
+    with TestClient(make_app(Page(model, library, folder))) as client:
+        assert client.get("/media/test_00000").status_code == 200
+        (folder / "test_00000.mp4").unlink()
+        (folder / "test_00000.mp4").symlink_to(videos.parent / "secret.mp4")
+        response = client.get("/media/test_00000")
+        assert response.status_code in (400, 404)
+        assert b"hidden words" not in response.content
 
 
 @pytest.mark.attack
