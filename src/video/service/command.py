@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from rushes.errors import ConfigError, RushesError
 from rushes.log import get_logger, setup_logging
+from rushes.video.service.connections import allow_many_descriptors
 from rushes.video.service.metrics_endpoint import MetricsEndpoint, ServiceMetrics
 from rushes.video.service.process import with_catalogue
 from rushes.video.service.server import (
@@ -96,7 +98,8 @@ def main(argv: Sequence[str], program: str = "rushes serve-frames") -> int:
 
 def _print(text: str) -> None:
     try:
-        print(text, flush=True)  # noqa: T201
+        # File names that are no text are shown with their bytes.
+        print(text.encode(errors="backslashreplace").decode(), flush=True)  # noqa: T201
     except BrokenPipeError:
         # Whoever read has seen enough; what is still buffered must not fail again at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -141,6 +144,7 @@ def serve(options: argparse.Namespace) -> int:
         send_timeout=options.send_timeout,
     )
     port = _metrics_port(options)
+    allow_many_descriptors()
     with FrameServer(spec, chosen, metrics.observe) as server:
         metrics.watch(server.status)
         endpoint = MetricsEndpoint(options.host, port, metrics, server.status)
@@ -151,6 +155,12 @@ def serve(options: argparse.Namespace) -> int:
         stop.wait()
         log.info("stopping")
         endpoint.close()
+        ended = server.close()
+    if not ended:
+        # Workers, slots and ports are given back; what is left are threads of gRPC in calls that
+        # never end, for which the interpreter would wait.
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 

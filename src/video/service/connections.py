@@ -1,15 +1,18 @@
 """The TCP connections of this process as the kernel knows them.
 
 gRPC gives a server's handlers no way to look at a connection or to end it; the sockets are ours.
+Looking takes no new descriptor: where strangers have taken them all is where it is needed most.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 from urllib.parse import unquote
@@ -19,6 +22,10 @@ Peer = tuple[str, int]
 
 _RECEIVED_AT = 128
 """Where `struct tcp_info` keeps the bytes received, 64 bits (Linux 4.1 and later)."""
+_NEARLY = 0.75
+"""Share of the descriptors that may be in use before they count as few."""
+_DESCRIPTORS = 1 << 16
+"""As many as one server needs; each look goes through all that are open."""
 
 
 def peer_of(text: str) -> Peer:
@@ -31,21 +38,78 @@ def peer_of(text: str) -> Peer:
     return _plain_address(host.strip("[]")), int(port) if port.isdigit() else 0
 
 
+class _Window:
+    """A descriptor of our own, through which others are looked at one after the other.
+
+    A number can change its meaning at any time, as gRPC closes and opens sockets; a copy cannot.
+    Copies go to a number that we have had from the beginning, so there is always one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._shut = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._seen = os.dup(self._shut)
+
+    @contextlib.contextmanager
+    def on(self, descriptor: int) -> Iterator[socket.socket | None]:
+        """A socket that is the same as `descriptor`'s; None where that is something else."""
+        with self._lock:
+            try:
+                os.dup2(descriptor, self._seen, inheritable=False)
+                yield self._socket()
+            finally:
+                os.dup2(self._shut, self._seen, inheritable=False)
+
+    def _socket(self) -> socket.socket | None:
+        if not stat.S_ISSOCK(os.fstat(self._seen).st_mode):
+            return None
+        return socket.socket(fileno=self._seen)
+
+    def others(self, descriptor: int) -> bool:
+        """Whether a number is not one of the window's own."""
+        return descriptor not in (self._shut, self._seen)
+
+
+_window = _Window()
+
+
 def connections() -> Iterator[tuple[Peer, socket.socket]]:
     """Every connection with its other end; the socket is good until the next one."""
-    names: list[str] = []
-    with contextlib.suppress(OSError):  # no descriptor is left to list them with
-        names = os.listdir("/proc/self/fd")
-    for name in names:
-        with contextlib.suppress(OSError):
-            copy = os.dup(int(name))
-            if not stat.S_ISSOCK(os.fstat(copy).st_mode):
-                os.close(copy)
+    for number in filter(_window.others, _descriptors()):
+        with contextlib.suppress(OSError), _window.on(number) as connection:
+            if connection is None:
                 continue
-            with socket.socket(fileno=copy) as connection:
+            try:
                 address = connection.getpeername()
                 if isinstance(address, tuple):  # else a socket of this machine alone
                     yield (_plain_address(address[0]), int(address[1])), connection
+            finally:
+                connection.detach()
+
+
+def _descriptors() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # none is left to list them with
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return list(range(min(soft, _DESCRIPTORS)))
+
+
+def nearly_full() -> bool:
+    """Whether few descriptors are left."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return len(os.listdir("/proc/self/fd")) > _NEARLY * soft
+    except OSError:
+        return True
+
+
+def allow_many_descriptors() -> None:
+    """Raise the soft limit of descriptors as far as this process may, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def received(connection: socket.socket) -> int:
@@ -76,6 +140,15 @@ def disconnect(peer: Peer) -> bool:
         if other == peer:
             found = hang_up(connection) or found
     return found
+
+
+def disconnect_all(port: int) -> int:
+    """Shut down every connection to a port of ours; how many there were."""
+    return sum(
+        hang_up(connection)
+        for _, connection in connections()
+        if connection.getsockname()[1] == port
+    )
 
 
 def _plain_address(host: str) -> str:

@@ -98,7 +98,7 @@ class Keeper:
         except RushesError as error:
             counters.add(**{f"error_{getattr(error, 'reason', 'service')}": 1})
             job.fail(error.with_traceback(None))
-        except Exception as error:  # noqa: BLE001 - the border of a thread: nothing may end it
+        except Exception as error:  # the border of a thread: nothing may end it
             if not isinstance(error, OSError):  # such as a full descriptor table
                 log.exception("%s: a keeper failed", job.video_id)
             # The worker may be in the middle of an answer that nobody waits for.

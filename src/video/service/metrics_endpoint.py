@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +19,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from rushes.errors import ConfigError
+from rushes.log import get_logger
+
+log = get_logger(__name__)
+
+_THREADS = 16
+"""Requests that are answered at once; whoever comes beyond is hung up on."""
 
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
 _COUNTERS = {
@@ -106,7 +117,7 @@ class MetricsEndpoint:
     """
 
     def __init__(self, host: str, port: int, metrics: ServiceMetrics, status: Status) -> None:
-        kind = _HTTPServer6 if ":" in host else ThreadingHTTPServer
+        kind = _HTTPServer6 if ":" in host else _HTTPServer
         try:
             self._server = kind((host, port), _handler(metrics, status))
         except OSError as error:
@@ -124,7 +135,54 @@ class MetricsEndpoint:
         self._thread.join(5.0)
 
 
-class _HTTPServer6(ThreadingHTTPServer):
+class _HTTPServer(ThreadingHTTPServer):
+    """Bounded threads, and a word for strangers even where every descriptor is taken."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._room = threading.BoundedSemaphore(_THREADS)
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or self._spare < 0:
+                raise
+        os.close(self._spare)
+        self._spare = -1
+        return super().get_request()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)  # who scrapes asks again
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+            with contextlib.suppress(OSError):
+                if self._spare < 0:
+                    self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def handle_error(self, _request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):  # they went away: no news
+            log.warning("metrics for %s: %r", client_address, error)
+
+    def server_close(self) -> None:
+        super().server_close()
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
+
+class _HTTPServer6(_HTTPServer):
     address_family = socket.AF_INET6
 
 
@@ -133,21 +191,25 @@ def _handler(metrics: ServiceMetrics, status: Status) -> type[BaseHTTPRequestHan
         timeout = 10.0  # seconds that one connection may take for its request
 
         def do_GET(self) -> None:
-            if self.path == "/metrics":
+            path = urlsplit(self.path).path
+            if path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, metrics.text())
-            elif self.path == "/healthz":
+            elif path == "/healthz":
                 alive = len(status()["workers"])
                 code, text = (200, "ok") if alive else (503, "no decode worker runs")
                 self._answer(code, "text/plain; charset=utf-8", f"{text}\n".encode())
             else:
                 self._answer(404, "text/plain; charset=utf-8", b"/metrics and /healthz\n")
 
+        do_HEAD = do_GET
+
         def _answer(self, code: int, kind: str, body: bytes) -> None:
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Scrapes are no news."""

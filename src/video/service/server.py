@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgpack
 import pyarrow as pa
 import pyarrow.flight as flight
 
@@ -32,6 +31,7 @@ from rushes.video.request import Request
 from rushes.video.service import wire
 from rushes.video.service.admission import Admission
 from rushes.video.service.cache import SharedReads
+from rushes.video.service.connections import disconnect_all
 from rushes.video.service.intake import IntakeGuard
 from rushes.video.service.limits import RequestLimits
 from rushes.video.service.pool import PoolReader
@@ -50,6 +50,14 @@ MIN_MEMORY = 128 << 20
 """Bytes that a worker needs to start at all."""
 OBSERVED = frozenset(("read", "describe"))
 Observe = Callable[[str, str, float], None]
+_CALLS = frozenset(
+    (flight.FlightMethod.DO_GET, flight.FlightMethod.DO_ACTION, flight.FlightMethod.LIST_ACTIONS)
+)
+_ACTIONS = {"describe": "a video", "hello": "what a client must know", "status": "as JSON"}
+_STOP_SECONDS = 5.0
+"""How long calls that are hung up on may take to end."""
+_STOP_PAUSE = 0.2
+"""What calls that are well have to end by themselves, and then between two looks."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,18 @@ class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
             raise flight.FlightUnauthenticatedError("no token or a wrong one")
 
 
+class _OnlyOurs(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuses the calls that this server does not have before anything is waited for.
+
+    Flight's own refusal of DoPut and DoExchange comes after their first message, which need never
+    come; until then each would hold a thread.
+    """
+
+    def start_call(self, info: Any, _headers: dict[str, list[str]]) -> None:
+        if info.method not in _CALLS:
+            raise NotImplementedError(f"no call {info.method.name}; known: DoGet, DoAction")
+
+
 class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
     """Serves one catalogue until `close`.
 
@@ -184,8 +204,8 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         self._intake = IntakeGuard(
             lambda: self.shared.cache.nbytes, lambda cut: self.counters.add(disconnected=cut)
         )
-        self._closing = threading.Event()
-        middleware = {}
+        self._closing, self._ended = threading.Event(), True
+        middleware: dict[str, Any] = {"calls": _OnlyOurs()}
         if options.token:
             middleware["token"] = _TokenCheck(
                 options.token, lambda: self.counters.add(unauthenticated=1)
@@ -195,6 +215,7 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
             super().__init__(options.location, middleware=middleware, **certificates)
         except (pa.ArrowException, OSError) as error:
             self.pool.close()
+            self._intake.close()
             raise ConfigError(f"cannot serve {options.location}: {error}") from error
         self._intake.watch(self.port)
         self._reaper = threading.Thread(target=self._reap, name="rushes-reaper", daemon=True)
@@ -253,6 +274,10 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         with self._observed(action.type):
             return [self._act(context.peer(), action.type, action.body)]
 
+    def list_actions(self, _context: Any) -> Any:
+        """What `do_action` knows."""
+        return list(_ACTIONS.items())
+
     def _act(self, peer: str, kind: str, body: Any) -> bytes:
         self._intake.accepted(peer)
         _check_message(body)
@@ -262,8 +287,7 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
                 "window": self.admission.window,
                 "workers": self.options.num_workers,
             }
-            greeting: bytes = msgpack.packb(known)
-            return greeting
+            return wire.packb(known)
         if kind == "status":
             return json.dumps(self.status()).encode()
         if kind == "describe":
@@ -298,15 +322,29 @@ class FrameServer(flight.FlightServerBase):  # type: ignore[misc]
         while not self._closing.wait(min(1.0, self.options.send_timeout / 4)):
             self.counters.add(disconnected=len(self.admission.disconnect_slow()))
 
-    def close(self) -> None:
-        """Stop listening, fail what waits, kill the workers."""
-        if self._closing.is_set():
-            return
-        self._closing.set()
-        self._intake.close()
-        self.pool.close()
-        self.admission.disconnect_slow(limit=0.0)
-        self.shutdown()
+    def close(self) -> bool:
+        """Stop listening, fail what waits, kill the workers.
+
+        Returns:
+            Whether every call has ended; if not, gRPC holds threads that keep a process from
+            ending by itself.
+        """
+        if not self._closing.is_set():
+            self._closing.set()
+            stopping = threading.Thread(target=self.shutdown, name="rushes-shutdown", daemon=True)
+            self.pool.close()
+            stopping.start()
+            # gRPC waits for every open call, and one that sends nothing would never end.
+            until = time.monotonic() + _STOP_SECONDS
+            stopping.join(_STOP_PAUSE)
+            while stopping.is_alive() and time.monotonic() < until:
+                disconnect_all(self.port)
+                stopping.join(_STOP_PAUSE)
+            self._intake.close()
+            self._ended = not stopping.is_alive()
+            if not self._ended:
+                log.warning("calls that do not end are left behind after %g s", _STOP_SECONDS)
+        return self._ended
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -325,6 +363,6 @@ def _outcome(error: RushesError) -> str:
 def _as_flight(error: RushesError) -> Exception:
     text = str(error)[:1000].encode("ascii", "replace").decode()
     failed: Exception = flight.FlightServerError(
-        text, extra_info=msgpack.packb(wire.encode_error(error))
+        text, extra_info=wire.packb(wire.encode_error(error))
     )
     return failed

@@ -107,7 +107,8 @@ def test_deadlines_that_are_no_time_are_refused_alike(ends: Ends, deadline: Any)
         with pytest.raises(ConfigError, match="at most 86400 s"):
             reader.submit(Request("v", SMALL, deadline=deadline))
     assert texts == {
-        f"v: deadline={deadline!r}: decoding in other processes needs more than 0 s, at most 86400 s"
+        f"v: deadline={deadline!r}: decoding in other processes needs more than 0 s, "
+        "at most 86400 s"
     }
     with pytest.raises(ConfigError, match="at most 86400 s"):
         ends.local.describe("v", deadline)
@@ -143,7 +144,7 @@ def test_values_of_no_kind_are_refused(changes: dict[str, Any]) -> None:
 def test_sizes_and_crops_say_what_they_are() -> None:
     with pytest.raises(ConfigError, match=r"size=\(8, 8\): expected Size\(height, width\)"):
         Frames((0.1,), (8, 8))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="crop=.*expected Box"):
+    with pytest.raises(ConfigError, match=r"crop=.*expected Box"):
         Frames((0.1,), None, (0, 0, 8, 8))  # type: ignore[arg-type]
 
 
@@ -225,9 +226,7 @@ def test_an_id_whose_name_kills_workers_is_tried_twice(
     tmp_path: Path, open_pool: Callable[..., PoolReader]
 ) -> None:
     render(Recipe("v.mp4"), tmp_path)
-    crashing = replace(
-        with_catalogue(tmp_path), factory="tests.video.service.fakes:open_nameless"
-    )
+    crashing = replace(with_catalogue(tmp_path), factory="tests.video.service.fakes:open_nameless")
     pool = open_pool(crashing, num_workers=1, deadline=20.0)
     for restarts in (2, 4):
         with pytest.raises(WorkerDied, match="killed by signal 11"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -141,21 +144,98 @@ def test_strangers_that_never_ask_are_hung_up_on(listener: socket.socket) -> Non
     guard.close()
 
 
-def test_no_descriptor_left_ends_no_watch(listener: socket.socket) -> None:
-    guard = IntakeGuard(lambda: 0, lambda _: None, stranger_seconds=0.5)
-    unknown, stranger, _ = pair(listener)
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Every descriptor that this process may have is taken."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(2))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_descriptor_left_blinds_no_guard(listener: socket.socket) -> None:
+    cuts: list[int] = []
+    guard = IntakeGuard(lambda: 0, cuts.append, stranger_seconds=0.5)
+    unknown, stranger, text = pair(listener)
     with unknown, stranger:
         guard.watch(listener.getsockname()[1])
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        try:
-            assert list(connections()) == []
-            time.sleep(1.5)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        stranger.settimeout(10)
-        assert stranger.recv(1) == b""
+        with no_descriptors_left():
+            with pytest.raises(OSError, match="Too many open files"):
+                os.listdir("/proc/self/fd")
+            assert peer_of(text) in [peer for peer, _ in connections()]
+            stranger.settimeout(10)
+            assert stranger.recv(1) == b""  # hung up while none was left
     guard.close()
+    assert cuts == [1]
+
+
+def test_looking_at_connections_takes_and_keeps_nothing(listener: socket.socket) -> None:
+    ours, theirs, _ = pair(listener)
+    with ours, theirs:
+        before = sorted(os.listdir("/proc/self/fd"))
+        for _ in range(50):
+            assert list(connections())
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        theirs.sendall(b"x")
+        assert ours.recv(1) == b"x"
+
+
+def test_strangers_are_counted_and_the_oldest_go_first(listener: socket.socket) -> None:
+    cuts: list[int] = []
+    guard = IntakeGuard(lambda: 0, cuts.append, strangers=(8, 5))
+    guard.watch(listener.getsockname()[1])
+    known = pair(listener)
+    guard.accepted(known[2])
+    old = [pair(listener) for _ in range(5)]
+    time.sleep(1.5)  # a look goes by
+    new = [pair(listener) for _ in range(3)]
+    wait_until(lambda: sum(cuts) >= 3)
+    hung_up = [is_hung_up(theirs) for _, theirs, _ in [known, *old, *new]]
+    assert cuts[0] == sum(hung_up) == 3
+    assert not any([hung_up[0], *hung_up[6:]])
+    guard.close()
+    for ours, theirs, _ in [known, *old, *new]:
+        ours.close()
+        theirs.close()
+
+
+def is_hung_up(connection: socket.socket) -> bool:
+    connection.settimeout(0.2)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+def test_known_connections_that_ask_nothing_may_send_little(listener: socket.socket) -> None:
+    guard = IntakeGuard(lambda: 0, lambda _: None, unasked_bytes=30_000)
+    guard.watch(listener.getsockname()[1])
+    ours, theirs, text = pair(listener)
+    with ours, theirs:
+        for _ in range(3):  # as much as is allowed, and then a call
+            theirs.sendall(bytes(20_000))
+            guard.accepted(text)
+            time.sleep(1.5)
+        assert not is_hung_up(theirs)
+        theirs.sendall(bytes(40_000))
+        wait_until(lambda: is_hung_up(theirs))
+    guard.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 def test_the_kernel_counts_what_came(listener: socket.socket) -> None:
