@@ -41,7 +41,8 @@ from rushes.encoding import TEXTS_A_VIDEO, Encoder
 from rushes.judge_answers import answer_scores
 from rushes.modeling.build import build_model
 from rushes.modeling.encoded import Encoded, Level
-from rushes.ranking import EmbeddingScorer, rank_both
+from rushes.ranking import rank_both
+from rushes.scorers import EmbeddingScorer
 from rushes.video.catalogue import open_catalogue
 from rushes.video.readers import open_reader
 

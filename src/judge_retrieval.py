@@ -17,15 +17,9 @@ from rushes.metrics import bootstrap, summarise_ranks
 from rushes.modeling.encoded import Level
 from rushes.modeling.losses import pool_clips
 from rushes.protocols import Evaluation, Queries, named, retrieval_queries
-from rushes.ranking import (
-    DualSoftmaxScorer,
-    EmbeddingScorer,
-    RankCounts,
-    Scorer,
-    rank_both,
-    top_k,
-)
+from rushes.ranking import RankCounts, rank_both, top_k
 from rushes.rerank import rerank
+from rushes.scorers import DualSoftmaxScorer, EmbeddingScorer, Scorer
 
 
 class ClipScorer:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rushes.errors import MetricError
-from rushes.ranking import MatrixScorer, RankCounts, Scorer, rank_both
+from rushes.ranking import RankCounts, rank_both
+from rushes.scorers import MatrixScorer, Scorer
 
 __all__ = ["Scorer"]
 

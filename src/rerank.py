@@ -10,7 +10,8 @@ from torch import Tensor
 from rushes.encoding import TEXTS_A_VIDEO, Encoder
 from rushes.errors import ConfigError
 from rushes.modeling.encoded import Level
-from rushes.ranking import RankCounts, Scorer, top_k
+from rushes.ranking import RankCounts, top_k
+from rushes.scorers import Scorer
 
 
 class _Transposed:

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rushes import metrics, ranking
+from rushes import metrics
 from rushes.errors import MetricError
 from rushes.modeling import backbones
-from rushes.ranking import EmbeddingScorer, MatrixScorer, rank_both, relevant_pairs, top_k
+from rushes.ranking import rank_both, relevant_pairs, top_k
+from rushes.scorers import DualSoftmaxScorer, EmbeddingScorer, MatrixScorer
 
 
 def diagonal(count: int) -> Tensor:
@@ -225,12 +226,12 @@ def test_dual_softmax_equals_its_definition() -> None:
     generator = torch.Generator().manual_seed(2)
     scores = torch.randn(30, 20, generator=generator, dtype=torch.float64)
     for over, dim in (("queries", 0), ("gallery", 1)):
-        dual = ranking.DualSoftmaxScorer(MatrixScorer(scores), 0.1, over)
+        dual = DualSoftmaxScorer(MatrixScorer(scores), 0.1, over)
         found = dual(torch.arange(5, 25), slice(3, 17))
         expected = (scores * torch.softmax(scores / 0.1, dim=dim))[5:25, 3:17]
         torch.testing.assert_close(found, expected)
     with pytest.raises(MetricError, match="temperature 0"):
-        ranking.DualSoftmaxScorer(MatrixScorer(scores), 0.0)
+        DualSoftmaxScorer(MatrixScorer(scores), 0.0)
 
 
 @pytest.mark.parametrize("tile", [7, 64])

@@ -14,7 +14,8 @@ import torch
 from rushes.embeddings import Table, read_tables
 from rushes.errors import StorageError
 from rushes.judge_retrieval import ClipScorer, summarise_retrieval
-from rushes.ranking import EmbeddingScorer, Scorer, rank_both
+from rushes.ranking import rank_both
+from rushes.scorers import EmbeddingScorer, Scorer
 from rushes.search.command import parser, table
 
 
