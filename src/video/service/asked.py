@@ -7,9 +7,8 @@ refused here with the same class before anything is queued or sent, and numbers 
 
 from __future__ import annotations
 
-import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from rushes.errors import ConfigError
@@ -62,11 +61,12 @@ def checked(request: Request) -> Request:
     check_deadline(request.deadline, video)
     if not isinstance(request.outputs, tuple | list):
         raise _wrong(video, "outputs", request.outputs, "a tuple of outputs")
-    plain = dataclasses.replace(
-        request,
-        outputs=tuple(_plain_output(video, output) for output in request.outputs),
-        deadline=None if request.deadline is None else float(request.deadline),
-        fixed=bool(request.fixed),
+    plain = Request(
+        video,
+        tuple(_plain_output(video, output) for output in request.outputs),
+        request.policy,
+        None if request.deadline is None else float(request.deadline),
+        bool(request.fixed),
     )
     check_request(plain, _ANY_PIXELS)
     return plain
@@ -78,20 +78,25 @@ def _plain_output(video: str, output: Output) -> Output:
     if not isinstance(output.name, str):
         raise _wrong(video, "name", output.name, "a text")
     if isinstance(output, Frames):
-        return dataclasses.replace(
-            output,
-            times=_made(video, "times", output.times, lambda ts: tuple(map(float, ts))),
-            size=None if output.size is None else _made(video, "size", output.size, _size),
-            crop=None if output.crop is None else _made(video, "crop", output.crop, _box),
+        return Frames(
+            _made(video, "times", output.times, _times),
+            None if output.size is None else _made(video, "size", output.size, _size),
+            None if output.crop is None else _made(video, "crop", output.crop, _box),
+            output.resample,
+            output.name,
         )
     start = _made(video, "start", output.start, float)
     end = _made(video, "end", output.end, float)
     if isinstance(output, Audio):
         rate = _made(video, "rate", output.rate, _whole)
-        return dataclasses.replace(output, start=start, end=end, rate=rate)
+        return Audio(start, end, rate, output.name)
     if not isinstance(output.track, str):
         raise _wrong(video, "track", output.track, "a text")
-    return dataclasses.replace(output, start=start, end=end)
+    return Features(output.track, start, end, output.name)
+
+
+def _times(times: Iterable[float]) -> tuple[float, ...]:
+    return tuple(map(float, times))
 
 
 def _size(size: Size) -> Size:

@@ -124,7 +124,7 @@ class ServiceReader:
         if remaining <= 0:
             detail = f"waited behind other reads; the deadline was {allowed:g} s"
             raise DecodeTimeout(request.video_id, detail)
-        return self.read(dataclasses.replace(request, deadline=remaining))
+        return self._read(dataclasses.replace(request, deadline=remaining))
 
     def read(self, request: Request) -> Reply:
         """The named arrays, the same to the bit as those of a local reader.
@@ -134,7 +134,9 @@ class ServiceReader:
             VideoError: what the decoding side said of the video.
             ServiceError: no server answered within the deadline and the files are not here.
         """
-        request = checked(request)
+        return self._read(checked(request))
+
+    def _read(self, request: Request) -> Reply:
         allowed = self.deadline if request.deadline is None else request.deadline
         if self.shared is None or not request.fixed:
             return wire.unpack(self._read_packed(request))
