@@ -26,6 +26,7 @@ from rushes.video.transcode import (
     keep_times,
     lead_of,
     source_input,
+    steady_stamps,
     what_it_gives,
 )
 from rushes.video.verify import Difference, check_saved, check_times
@@ -127,14 +128,16 @@ def _recoded(
     # Seeking is only a short cut: the filters below choose the frames. The container's clock may
     # begin before the pictures do, never after.
     skip = max(0.0, float(info.frame_times[first]) - 3.0)
-    # AVI says no presentation times and ffmpeg guesses its own: there, frames are counted.
-    counted = index.container == "avi"
+    # Where a file says no presentation times ffmpeg guesses its own: there, frames are counted.
+    counted = index.container == "avi" or index.invented
     seek = {"ss": f"{skip:.3f}"} if skip and not counted else {}
     given = source_input(source, index, copyts=None, **seek)
     options = encoding(settings, info) | keep_times()
     part = f"{begin:.6f}:{end:.6f}"
     if counted:
         part = f"start_frame={first}:end_frame={last}"
+    if stamps := steady_stamps(index):
+        part = f"{part},setpts={stamps}"
     options["vf"] = f"trim={part},setpts=PTS-STARTPTS,{options['vf']}"
     streams = [given[str(index.stream)]]
     if settings.audio and info.audio:
@@ -153,8 +156,8 @@ def _copied(
     times = info.frame_times
     begin = float(times[first])
     end = float(times[last]) if last < len(times) else info.duration
-    if info.codec not in _MP4_CODECS or index.container == "avi":
-        # AVI says no presentation times: what would be copied cannot be told.
+    if info.codec not in _MP4_CODECS or index.container == "avi" or index.invented:
+        # Without presentation times, what would be copied cannot be told.
         raise UnreadableVideo(
             source.video_id,
             f"{info.codec} in {index.container} cannot be copied into MP4; cut without copying",

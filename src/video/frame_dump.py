@@ -17,7 +17,7 @@ from rushes.video.ffmpeg_process import run_ffmpeg
 from rushes.video.limits import Limits
 from rushes.video.media import file_url
 from rushes.video.probe import build_index
-from rushes.video.transcode import MAX_TIMEOUT, source_input
+from rushes.video.transcode import MAX_TIMEOUT, source_input, steady_stamps
 
 LOW_SIZE = (288, 180)
 """Width and height of the small pictures, as published."""
@@ -89,7 +89,8 @@ def decode_frames(
         folder.mkdir(parents=True)
     try:
         given = source_input(source, index)[str(index.stream)]
-        steady = given.filter("setpts", "PTS-STARTPTS").filter("fps", f"{fps:.9g}", round="up")
+        given = given.filter("setpts", steady_stamps(index) or "PTS-STARTPTS")
+        steady = given.filter("fps", f"{fps:.9g}", round="up")
         # The last picture stays on screen to the end of the video.
         steady = steady.filter("tpad", stop=-1, stop_mode="clone").filter("trim", end_frame=wanted)
         both = steady.filter_multi_output("split")

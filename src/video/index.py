@@ -14,7 +14,7 @@ from rushes.errors import VideoReason
 from rushes.video.packets import PacketFlag
 from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """Raised whenever a cached index of an older version would be read wrongly."""
 
 NO_TIME = np.iinfo(np.int64).min
@@ -38,6 +38,8 @@ class VideoIndex:
         positions, sizes, pts, dts: int64 `P`; NO_TIME where the file gives none.
         flags: `PacketFlag`, uint8 `P`.
         frame_packets: packet that carries each frame, int64 `N`.
+        invented: the demuxer's presentation times are not those of the frames; `pts` holds what the
+            decoder's order says, or nothing. Whoever reads the file by its times is wrong.
         concealed: frames that the decoder had to fill in, bool `N`.
         damage: why the file counts as damaged; empty when it is sound.
         whole: decode from the first packet and drop nothing: the short cuts are not safe here.
@@ -61,6 +63,7 @@ class VideoIndex:
     whole: bool = False
     colorspace: int = 2
     color_range: int = 0
+    invented: bool = False
     version: int = field(default=INDEX_VERSION)
 
     @property
@@ -148,7 +151,7 @@ def pack_index(index: VideoIndex) -> bytes:
         for name, dtype in _ARRAYS.items()
     }
     for name in ("container", "stream", "extradata", "direct", "time_base", "damage", "whole",
-                 "colorspace", "color_range", "version"):  # fmt: skip
+                 "colorspace", "color_range", "invented", "version"):  # fmt: skip
         values[name] = getattr(index, name)
     info = asdict(replace(index.info, frame_times=_NONE, keyframes=_NO_KEYS))
     info["frame_times"] = index.info.frame_times.astype(np.float64).tobytes()

@@ -25,6 +25,8 @@ class PacketFlag(IntFlag):
     """Its own structure is wrong: lengths that lead outside, no picture where one must be."""
     INSTANT = 32
     """Nothing after it refers to anything before it (H.264 IDR)."""
+    BIPREDICTED = 64
+    """An H.264 B picture: where there are such, pictures are not coded in the order of display."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def _nal_starts(data: bytes, length_size: int) -> Iterator[int]:
 
 def _inspect_h264(data: bytes, length_size: int) -> Facts:
     pictures, referred, instant, broken = 0, 0, PacketFlag(0), PacketFlag(0)
+    kind = PacketFlag(0)
     for start in _nal_starts(data, length_size):
         if start < 0:
             broken = PacketFlag.BROKEN
@@ -89,11 +92,19 @@ def _inspect_h264(data: bytes, length_size: int) -> Facts:
             pictures += 1
             referred += bool(header & 0x60)
             instant |= PacketFlag.INSTANT if header & 0x1F == 5 else PacketFlag(0)
+            kind |= _h264_kind(data, start)
             if not length_size:
                 break  # the slices of one picture agree, and searching start codes costs time
     if not pictures:
         return Facts(broken or PacketFlag.HIDDEN)
-    return Facts(broken or (instant if referred else PacketFlag.DROPPABLE))
+    return Facts(broken or (kind | (instant if referred else PacketFlag.DROPPABLE)))
+
+
+def _h264_kind(data: bytes, start: int) -> PacketFlag:
+    """Whether a slice says B (slice_type 1 or 6) behind first_mb_in_slice 0, both Exp-Golomb."""
+    head = data[start + 1] if start + 1 < len(data) else 0
+    bipredicted = data[start] & 0x1F in (1, 2) and (head >> 4 == 0b1010 or head >> 2 == 0b100111)
+    return PacketFlag.BIPREDICTED if bipredicted else PacketFlag(0)
 
 
 def _inspect_hevc(data: bytes, length_size: int) -> Facts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,15 @@ from rushes.video.media import Bytes, check_bytes, open_media, packets_of
 from rushes.video.packets import PacketFlag, inspect, nal_length_size
 from rushes.video.probe_cache import ProbeCache
 from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
-from rushes.video.timeline import display_order, durations_end
+from rushes.video.timeline import (
+    DECODE_TIMES_ONLY,
+    ascending,
+    display_order,
+    durations_end,
+    known_times,
+    start_time,
+    times_of_output,
+)
 from rushes.video.truth import decode_everything
 
 __all__ = ["Limits", "ProbeCache", "build_index", "check_limits", "fence", "probe", "source_of"]
@@ -69,6 +76,7 @@ class _Packets:
     layers: list[int] = field(default_factory=list)
     direct: bool = True
     suspicious: bool = False
+    doubtful_order: bool = False
     error: str = ""
 
 
@@ -89,10 +97,12 @@ def build_index(source: Source, limits: Limits, deep: bool = False) -> VideoInde
     if cut or packets.error:
         index = replace(index, damage="truncated" if cut else "undecodable")
     first = _first_look(source, index, limits)
-    uncertain = first.uncertain or packets.suspicious or first.index.leading
+    careful = deep or first.uncertain or packets.suspicious or first.index.leading
     index = first.index
-    if deep or uncertain or index.damage is not None or not _countable(index):
-        index = fence(source, index, limits, deep=deep or uncertain)
+    if careful or packets.doubtful_order or index.damage is not None or not _countable(index):
+        index = fence(source, index, limits, deep=careful)
+        if index.leading and not careful:  # known only now that the order is
+            index = fence(source, index, limits, deep=True)
     check_limits(source.video_id, index.info, limits)
     return index
 
@@ -133,10 +143,17 @@ def fence(
     damage: VideoReason | None = index.damage
     if truth.error and damage is None:
         damage = "undecodable"
+    pts, invented = index.pts, index.invented
+    # A damaged stream may come out of order; one with B pictures does in any case.
+    if not truth.error or (index.flags & PacketFlag.BIPREDICTED).any():
+        told = times_of_output(truth.frame_packets, pts)
+        pts, invented = (pts, invented) if told is None else (told, True)
     times, order = display_order(
-        truth.frame_packets, index.pts, index.dts, index.time_base, _rate(index)
+        truth.frame_packets, pts, index.dts, index.time_base, index.info.fps or 25.0
     )
-    frame_packets, start = truth.frame_packets[order], _start(index, truth.frame_packets[order])
+    frame_packets = truth.frame_packets[order]
+    if index.container in DECODE_TIMES_ONLY:
+        invented = bool((np.diff(frame_packets) < 0).any())
     end = durations_end(times, index.info.duration, len(times) == index.info.num_frames)
     keys = np.flatnonzero(index.flags[frame_packets] & PacketFlag.KEY)
     info = replace(
@@ -144,26 +161,19 @@ def fence(
         frame_times=times,
         keyframes=keys.astype(np.int64),
         duration=end,
-        start=start,
+        start=start_time(frame_packets, pts, index.dts, index.time_base),
         damaged=damage is not None,
     )
     return replace(
         index,
         info=info,
+        pts=pts,
+        invented=invented,
         frame_packets=frame_packets,
         concealed=truth.concealed[order],
         damage=damage,
         whole=damage is not None or bool(truth.error),
     )
-
-
-def _rate(index: VideoIndex) -> float:
-    return index.info.fps or 25.0
-
-
-def _start(index: VideoIndex, frame_packets: Any) -> float:
-    pts = index.pts[frame_packets[0]] if len(frame_packets) else NO_TIME
-    return 0.0 if pts == NO_TIME else float(pts) * index.time_base
 
 
 def _video_stream(source: Source, media: Any, limits: Limits) -> Any:
@@ -245,12 +255,15 @@ def _assemble(
     layers = np.array(packets.layers)
     # In HEVC a picture of a lower layer may serve higher ones; only the highest layer is free.
     flags[layers < layers.max()] &= ~np.uint8(PacketFlag.DROPPABLE)
-    pts, dts = np.array(packets.pts, np.int64), np.array(packets.dts, np.int64)
+    reorders = _may_reorder(context, flags)
+    told = np.array(packets.pts, np.int64), np.array(packets.dts, np.int64)
+    pts, dts = known_times(container, *told, reorders, context.reorder_depth)
     time_base = float(stream.time_base or 0) or 1.0 / 25
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     hidden = flags & (PacketFlag.HIDDEN | PacketFlag.DISCARD)
     shown = np.flatnonzero(hidden == 0).astype(np.int64)
     times, order = display_order(shown, pts, dts, time_base, rate)
+    packets.doubtful_order = reorders and ascending(pts[shown])
     frame_packets = shown[order]
     last = packets.durations[frame_packets[-1]] * time_base if len(shown) else 0.0
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -276,9 +289,19 @@ def _assemble(
         frame_times=times,
         keyframes=np.flatnonzero(flags[frame_packets] & PacketFlag.KEY).astype(np.int64),
         duration=end,
-        start=_start(index, frame_packets),
+        start=start_time(frame_packets, pts, dts, time_base),
     )
     return replace(index, info=info)
+
+
+def _may_reorder(context: Any, flags: Any) -> bool:
+    """Whether pictures may be shown in another order than they are coded in."""
+    codec = context.codec
+    if not codec.reorder:
+        return False
+    # The packets of H.264 and HEVC tell; those of the older codecs are not looked into.
+    bipredicted = bool((flags & PacketFlag.BIPREDICTED).any())
+    return bipredicted or context.reorder_depth > 0 or codec.canonical_name not in _COUNTABLE
 
 
 def _info(source: Source, container: str, media: Any, stream: Any) -> VideoInfo:
@@ -384,8 +407,3 @@ def stat_key(source: Source) -> bytes:
     status = os.stat(source.path)
     place = os.fsencode(os.path.abspath(source.path))  # names need not be text
     return place + f"\0{status.st_size}\0{status.st_mtime_ns}".encode()
-
-
-def summarise(index: VideoIndex) -> Sequence[str]:
-    """Names of the tracks, for tables."""
-    return [track.codec for track in index.info.audio]

@@ -14,7 +14,7 @@ from av.video.reformatter import VideoReformatter
 
 from rushes.errors import StorageError, UnreadableVideo
 from rushes.video.catalogue import Source
-from rushes.video.decoder import Decoder, Spent, StreamTrouble
+from rushes.video.decoder import Decoder, Spent, StreamTrouble, plan_runs
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
 from rushes.video.probe import build_index, fence
@@ -221,7 +221,8 @@ def _pictures(
     decoder = Decoder(source, index, limits, threads=1)
     try:
         decoded = decoder.frames(kept.tolist(), None, Spent())
-        for number, (frame_number, frame) in enumerate(_in_order(decoded, kept)):
+        single = index.damage is None and len(plan_runs(index, kept.tolist())) == 1
+        for number, (frame_number, frame) in enumerate(_in_order(decoded, kept, single)):
             assert frame_number == kept[number]
             streams[SMALL].add(number, frame)
             if whole or number % grid == 0:
@@ -246,13 +247,21 @@ def _grid(index: VideoIndex, settings: StoreSettings, kept: npt.NDArray[np.int64
 
 
 def _in_order(
-    decoded: Iterator[tuple[int, Any]], kept: npt.NDArray[np.int64]
+    decoded: Iterator[tuple[int, Any]], kept: npt.NDArray[np.int64], single: bool
 ) -> Iterator[tuple[int, Any]]:
-    """Decoded frames in display order, whatever the order in which runs gave them."""
+    """Decoded frames in display order, whatever the order in which runs gave them.
+
+    Within one run (`single`) the decoder, which knows no time stamps, must give them in the order
+    that the index claims: what is stored would show nobody a mistake any more.
+    """
     early: dict[int, Any] = {}
     expected = iter(kept.tolist())
     next_one = next(expected, None)
+    last = -1
     for number, frame in decoded:
+        if number < last and single:
+            raise StreamTrouble(f"frame {number} came out after {last}")
+        last = number
         early[number] = frame
         while next_one in early:
             assert next_one is not None

@@ -9,6 +9,75 @@ NO_TIME = np.iinfo(np.int64).min
 
 IntArray = npt.NDArray[np.int64]
 
+DECODE_TIMES_ONLY = frozenset(("avi", "asf"))
+"""Containers that say when packets are decoded and never when pictures are shown: the presentation
+times that their demuxers give are made up, in the order of the file for H.264."""
+
+
+def known_times(
+    container: str, pts: IntArray, dts: IntArray, reorders: bool, delay: int
+) -> tuple[IntArray, IntArray]:
+    """What a demuxer's stamps are worth: without those that the container cannot know.
+
+    Args:
+        container: the demuxer.
+        pts, dts: of every packet `P`.
+        reorders: pictures may be shown in another order than they are coded in.
+        delay: pictures that the stream says its decoder holds back.
+
+    Returns:
+        `pts`, NO_TIME where only decoding tells the order; `dts`, from which the frames shown then
+        take their times in order.
+    """
+    if container not in DECODE_TIMES_ONLY:
+        return pts, dts
+    if not reorders:
+        return dts, dts
+    if container == "asf" and len(dts) > 1 and (dts != NO_TIME).all():
+        # ASF has one clock for all tracks: the first picture is shown when the decoder lets it
+        # go. AVI has none: picture and sound begin together.
+        dts = dts + delay * round(float(np.median(np.diff(np.sort(dts)))))
+    return np.full_like(pts, NO_TIME), dts
+
+
+def ascending(stamps: IntArray) -> bool:
+    """Whether all stamps are known and grow: they tell no order beside that of the file."""
+    return bool((stamps != NO_TIME).all() and (np.diff(stamps) > 0).all())
+
+
+def times_of_output(frame_packets: IntArray, pts: IntArray) -> IntArray | None:
+    """Presentation times for the order in which the decoder gives frames, if `pts` were made up.
+
+    Times that grow from packet to packet although the decoder puts pictures in another order are
+    decoding times: the n-th frame that comes out takes the n-th of them.
+
+    Args:
+        frame_packets: packet of each frame, in the order of output `N`.
+        pts: of every packet `P`.
+
+    Returns:
+        New `pts`, NO_TIME for packets without a frame; None where the order tells nothing new.
+    """
+    if (np.diff(frame_packets) > 0).all() or not ascending(pts[np.sort(frame_packets)]):
+        return None
+    told = np.full_like(pts, NO_TIME)
+    told[frame_packets] = np.sort(pts[frame_packets])
+    return told
+
+
+def start_time(frame_packets: IntArray, pts: IntArray, dts: IntArray, time_base: float) -> float:
+    """Seconds at which the first frame is shown, in the container's clock; 0 where it has none.
+
+    Args:
+        frame_packets: in display order.
+    """
+    if not len(frame_packets):
+        return 0.0
+    stamp = pts[frame_packets[0]]
+    if (pts[frame_packets] == NO_TIME).all():
+        stamp = dts[frame_packets].min()  # NO_TIME where one is unknown
+    return 0.0 if stamp == NO_TIME else float(stamp) * time_base
+
 
 def display_order(
     frame_packets: IntArray, pts: IntArray, dts: IntArray, time_base: float, rate: float
@@ -46,10 +115,13 @@ def _filled(shown: IntArray, time_base: float, rate: float) -> IntArray:
     known = np.flatnonzero(shown != NO_TIME)
     places = np.arange(len(shown))
     filled = np.interp(places, known, shown[known].astype(np.float64))
-    step = 1.0 / (rate * time_base)
-    before, after = places < known[0], places > known[-1]
-    filled[before] = shown[known[0]] - (known[0] - places[before]) * step
-    filled[after] = shown[known[-1]] + (places[after] - known[-1]) * step
+    first, last = known[0], known[-1]
+    # The rate that a header promises need not be that of its pictures.
+    step = float(shown[last] - shown[first]) / (last - first) if last > first else 0.0
+    step = step if step > 0 else 1.0 / (rate * time_base)
+    before, after = places < first, places > last
+    filled[before] = shown[first] - (first - places[before]) * step
+    filled[after] = shown[last] + (places[after] - last) * step
     return np.maximum.accumulate(np.round(filled).astype(np.int64))
 
 

@@ -25,7 +25,7 @@ from rushes.video.limits import Limits
 from rushes.video.media import file_url, open_media
 from rushes.video.probe import build_index, probe
 from rushes.video.request import VideoInfo
-from rushes.video.verify import Difference, check_saved, check_times
+from rushes.video.verify import TIME_TOLERANCE, Difference, check_saved, check_times
 
 Codec = Literal["h264", "hevc", "vp9", "av1", "mpeg4"]
 
@@ -134,6 +134,22 @@ def source_input(source: Source, index: VideoIndex, **options: Any) -> Any:
     )
 
 
+def steady_stamps(index: VideoIndex, lead: float = 0.0) -> str:
+    """What ffmpeg's `setpts` must set where ffmpeg would make up times of its own, else "".
+
+    Args:
+        index: of a file whose frames come at a steady rate.
+        lead: when the first frame is shown, seconds.
+    """
+    times = index.info.frame_times
+    if not index.invented or index.damage is not None or len(times) < 2:
+        return ""
+    step = float(times[-1]) / (len(times) - 1)
+    if np.abs(times - np.arange(len(times)) * step).max() > TIME_TOLERANCE:
+        return ""
+    return f"round(({lead:.6f}+N*{step:.9g})/TB)"
+
+
 def picture_size(info: VideoInfo, height: int | None) -> tuple[int, int]:
     """Width and height of the result: even, square pixels, never enlarged."""
     high = min(height or info.height, info.height)
@@ -181,9 +197,12 @@ def compress(
     options = encoding(settings, info)
     if settings.fps is None:
         options |= keep_times()
+        if stamps := steady_stamps(index, lead_of(source, index)):
+            options["vf"] = f"setpts={stamps},{options['vf']}"
     else:
         # Frame i of the result is the one on screen at i / fps.
-        rate = f"setpts=PTS-STARTPTS,fps={settings.fps:.9g}:round=up"
+        stamps = steady_stamps(index) or "PTS-STARTPTS"
+        rate = f"setpts={stamps},fps={settings.fps:.9g}:round=up"
         options["vf"] = f"{rate},{options['vf']}"
     given = source_input(source, index)
     streams = [given[str(index.stream)]]
@@ -289,4 +308,5 @@ __all__: Sequence[str] = (
     "keep_times",
     "picture_size",
     "source_input",
+    "steady_stamps",
 )

@@ -12,8 +12,9 @@ from av.error import FFmpegError
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import open_media, packets_of
+from rushes.video.media import MAX_REORDER, open_media, packets_of
 from rushes.video.packets import PacketFlag
+from rushes.video.timeline import ascending
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ def _decode(
         context = stream.codec_context
         context.thread_count = 1
         context.thread_type = "NONE"
+        if index.info.codec == "h264" and (index.order is not index.pts or ascending(index.pts)):
+            # Only the order of output tells the order of display here. A stream that does not say
+            # how many pictures are held back would come out of order until the decoder knows.
+            context.reorder_depth = MAX_REORDER
         if explode:
             context.options = {**context.options, "err_detect": "explode"}
         number = 0

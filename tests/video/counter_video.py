@@ -31,6 +31,8 @@ class Recipe:
         offset: seconds before the first picture.
         options: of the encoder.
         sound: add a chirp of 48 kHz as AAC.
+        decode_times: give every packet its decoding time for a presentation time, as programs do
+            that know no better.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Recipe:
     offset: float = 0.0
     options: dict[str, str] = field(default_factory=dict)
     sound: bool = False
+    decode_times: bool = False
 
     def ticks(self) -> npt.NDArray[np.int64]:
         """Presentation time of each frame in units of 1 / rate, from 0."""
@@ -57,6 +60,7 @@ class Recipe:
 
 
 _X264 = {"preset": "ultrafast", "crf": "18"}
+_X264_FAST = {"preset": "veryfast"}
 _OPEN = {"preset": "veryfast", "crf": "18", "x264-params": "open-gop=1:scenecut=0"}
 _X265 = {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3:open-gop=0:scenecut=0"}
 _X265_OPEN = {
@@ -84,12 +88,32 @@ RECIPES = (
     Recipe("h264_odd_444.mp4", width=157, height=93, pixel_format="yuv444p", options=_X264),
     Recipe("h264_10bit.mp4", pixel_format="yuv420p10le", options=_X264),
     Recipe("h264_refresh.mkv", options={**_X264, "x264-params": "intra-refresh=1:keyint=15"}),
+    *(
+        Recipe(f"h264_b.{ending}", bframes=2, options={"preset": "veryfast", "crf": "18"})
+        for ending in ("avi", "asf", "mkv", "ts", "mpg")
+    ),
+    *(
+        Recipe(
+            f"h264_pyramid.{ending}",
+            bframes=4,
+            options={"preset": "medium", "crf": "18", "x264-params": "b-pyramid=normal:b-adapt=0"},
+        )
+        for ending in ("avi", "asf", "ts", "mp4")
+    ),
+    Recipe("h264_open.avi", bframes=3, options=_OPEN),
+    Recipe("h264_ip.avi", options=_X264),
+    Recipe("h264_ip.asf", options=_X264),
+    Recipe("h264_stamped.mkv", bframes=2, decode_times=True, options={"preset": "veryfast"}),
+    Recipe("h264_stamped.mp4", bframes=3, decode_times=True, offset=1.4, options=_X264_FAST),
     Recipe("h264_raw.264", bframes=2, options={"preset": "veryfast"}),
     Recipe("h264_sound.mp4", sound=True, bframes=2, options={"preset": "veryfast"}),
     Recipe("h264.flv", bframes=2, options={"preset": "veryfast"}),
     Recipe("hevc.mp4", "libx265", options=_X265),
     Recipe("hevc_open.mp4", "libx265", options=_X265_OPEN),
     Recipe("hevc_open.ts", "libx265", options=_X265_OPEN),
+    Recipe("hevc.mkv", "libx265", options=_X265),
+    Recipe("hevc.ts", "libx265", options=_X265),
+    Recipe("hevc_stamped.mkv", "libx265", decode_times=True, options=_X265),
     Recipe("hevc_10bit.mkv", "libx265", pixel_format="yuv420p10le", options=_X265),
     Recipe("vp8.webm", "libvpx", options=_VPX),
     Recipe("vp9.webm", "libvpx-vp9", options={**_VPX, "lag-in-frames": "10"}),
@@ -114,6 +138,17 @@ RECIPES = (
         options={"preset": "12", "crf": "20", "svtav1-params": "lp=1"},
     ),
     Recipe("mpeg4_b.avi", "mpeg4", bframes=2, options={"qscale": "3", "b": "2M"}),
+    *(
+        Recipe(f"mpeg4_b.{ending}", "mpeg4", bframes=2, options={"b": "2M"})
+        for ending in ("asf", "mkv", "ts", "m4v")
+    ),
+    *(
+        Recipe(f"mpeg{version}.{ending}", f"mpeg{version}video", bframes=2, options={"b": "3M"})
+        for version in (1, 2)
+        for ending in ("avi", "asf", "mkv")
+    ),
+    Recipe("wmv2.wmv", "wmv2", options={"b": "2M"}),
+    Recipe("wmv2.avi", "wmv2", options={"b": "2M"}),
     Recipe("mpeg4.mp4", "mpeg4", bframes=2, options={"b": "2M"}),
     Recipe("mpeg2.ts", "mpeg2video", bframes=2, options={"b": "3M"}),
     Recipe("mpeg2.mpg", "mpeg2video", bframes=2, options={"b": "3M"}),
@@ -179,11 +214,17 @@ def render(recipe: Recipe, folder: Path) -> Path:
             )
             frame = image.reformat(format=recipe.pixel_format)
             frame.pts, frame.time_base = tick + shift, Fraction(1, recipe.rate)
-            media.mux(stream.encode(frame))
-        media.mux(stream.encode(None))
+            media.mux(_stamped(stream.encode(frame), recipe))
+        media.mux(_stamped(stream.encode(None), recipe))
         if sound is not None:
             _add_sound(media, sound, recipe)
     return path
+
+
+def _stamped(packets: list[Any], recipe: Recipe) -> list[Any]:
+    for packet in packets if recipe.decode_times else ():
+        packet.pts = packet.dts
+    return packets
 
 
 def _add_sound(media: Any, sound: Any, recipe: Recipe) -> None:

@@ -19,6 +19,8 @@ from rushes.video.request import Audio, Frames, Request
 CASES = [
     ("pcm.mkv", "pcm_s16le", 48000, 1e-3),
     ("pcm.mov", "pcm_s16le", 44100, 1e-3),
+    ("pcm.avi", "pcm_s16le", 48000, 1e-3),
+    ("pcm.asf", "pcm_s16le", 48000, 1e-3),
     ("flac.mkv", "flac", 44100, 1e-3),
     ("aac.mp4", "aac", 48000, 0.05),
     ("mp3.mp4", "libmp3lame", 44100, 0.05),

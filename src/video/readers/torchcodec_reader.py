@@ -53,7 +53,7 @@ class TorchCodecReader(VerifiedReader):
 
     def _open_video(self, source: Source, index: VideoIndex) -> _Opened:
         target: Any = source.data if source.kind == "bytes" else path_of(source, self.backend)
-        if index.container in _STREAMS:
+        if index.container in _STREAMS or index.invented:
             size = int(index.sizes.sum())
             if size > _COPY_BYTES:
                 raise self.refuse(source, f"{size} bytes in {index.container} cannot be copied")
