@@ -46,7 +46,9 @@ def decode_all(path: Path, keep: Sequence[int]) -> Reference:
                     continue
         except FFmpegError:
             pass
-    if all(frame.pts is not None for frame in frames):
+        # Without presentation times the decoder alone knows the order.
+        stamped = media.format.name not in ("avi", "asf") and "stamped" not in path.name
+    if stamped and all(frame.pts is not None for frame in frames):
         frames.sort(key=lambda frame: frame.pts)
     near = sorted({i + step for i in keep for step in (-1, 0, 1)} & set(range(len(frames))))
     deep = bool(frames) and frames[0].format.components[0].bits > 8

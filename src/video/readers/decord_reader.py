@@ -15,8 +15,9 @@ from rushes.video.packets import PacketFlag
 from rushes.video.readers.verified import Picture, VerifiedReader, path_of, times_differ
 
 _BATCH = 16
-_STREAMS = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v")
-"""Containers without an index of their own, in which decord returns neighbours unasked."""
+_STREAMS = ("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "asf")
+"""Containers without an index of their own, in which decord returns neighbours unasked, or frames
+that are off by a whole group of pictures (ASF)."""
 
 
 class DecordReader(VerifiedReader):
@@ -41,6 +42,8 @@ class DecordReader(VerifiedReader):
             raise self.refuse(source, "pictures lead key frames (open GOP); it misplaces frames")
         if index.whole or index.container in _STREAMS:
             raise self.refuse(source, f"it does not seek safely in {index.container}")
+        if index.invented:
+            raise self.refuse(source, f"{index.container} does not say when its frames are shown")
         keys = index.flags[index.key_packets]
         if index.info.codec == "h264" and not (keys & PacketFlag.INSTANT).all():
             raise self.refuse(source, "some key frames refer to earlier ones (gradual refresh)")
