@@ -53,11 +53,11 @@ def test_models_take_it_and_pool_by_the_strongest_cell(kind: str) -> None:
     model = small_model(model=values).eval()
     batch = small_batch(2, clips=3)
     encoded = model.encode_video(batch.high, batch.low)
-    cells = encoded["video", "token"].values.unflatten(1, (3, -1))  # B N S D
+    cells = torch.unflatten(encoded["video", "token"].values, 1, (3, -1))  # B N S D
     assert torch.equal(encoded["video", "segment"].values, cells.amax(2))
     pooled = encoded["video", "segment"].pooled
     assert pooled is not None
     assert torch.allclose(pooled, cells.amax(2).mean(1))
     mean = small_model(model={"kind": kind}).eval().encode_video(batch.high, batch.low)
-    cells = mean["video", "token"].values.unflatten(1, (3, -1))
+    cells = torch.unflatten(mean["video", "token"].values, 1, (3, -1))
     assert torch.allclose(mean["video", "segment"].values, cells.mean(2), atol=1e-6)
