@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rushes.errors import ConfigError
+
 WHOLE_FOLDER = "frames.json"
 """A folder that holds this is a finished dump of pictures: nothing in it is torn."""
 
@@ -42,6 +44,33 @@ def written_aside(target: Path) -> Iterator[Path]:
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def require_folder(folder: Path) -> None:
+    """Make a folder for results, or raise `ConfigError` at once where none can be written."""
+    probe = aside_of(folder / "probe")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written to: {error.strerror}") from error
+
+
+def require_file(path: Path) -> None:
+    """As `require_folder` for a file; what it holds stays."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, expected a file")
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe takes what comes
+    known = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+        if not known:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written to: {error.strerror}") from error
 
 
 def remove_torn(root: Path) -> int:

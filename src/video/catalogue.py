@@ -30,6 +30,8 @@ SourceKind = Literal["file", "images", "store", "bytes"]
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".gif", ".ts", ".m2ts", ".mpg")
     + (".mpeg", ".3gp", ".264", ".h264", ".265", ".hevc", ".ogv", ".wmv", ".asf", ".ivf")
+    + (".vob", ".mts", ".m2t", ".mxf", ".mjpeg", ".mjpg", ".f4v", ".wtv", ".ogm", ".3g2", ".divx")
+    + (".rm", ".rmvb", ".qt", ".m2v", ".m1v", ".mpe", ".mpv", ".h265", ".xvid", ".dv", ".y4m")
 )
 """Endings by which a folder's videos are listed; `locate` needs no ending."""
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg"))

@@ -15,7 +15,8 @@ from typing import Literal, TextIO
 
 import numpy as np
 
-from rushes.errors import MissingVideo, RushesError, VideoError
+from rushes.errors import ConfigError, MissingVideo, RushesError, StorageError, VideoError
+from rushes.video.asides import require_file
 from rushes.video.catalogue import Catalogue, Source, open_catalogue
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
@@ -158,7 +159,14 @@ def doctor(
 
     Returns:
         One row a file, in the order of `videos`.
+
+    Raises:
+        ConfigError: `workers` or a limit makes no sense.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers={workers}: expected at least 1")
+    if limits is not None and limits.max_pixels < 1:
+        raise ConfigError(f"max_pixels={limits.max_pixels}: expected at least 1")
     entries = _entries(videos)
     rows: dict[int, Row] = {
         place: _refused(entry.video, entry)
@@ -272,22 +280,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not os.path.lexists(options.target):
             raise MissingVideo(str(options.target), "no such file or folder")
+        if options.json is not None and str(options.json) != "-":
+            require_file(options.json)  # at once, not after hours
         limits = replace(Limits(), max_pixels=options.max_pixels)
         rows = doctor(
             corpus(options.target), options.deep, options.workers, not options.quiet, limits
         )
+        if not rows:
+            raise MissingVideo(str(options.target), "no videos there")
+        _tell(rows, options.json)
     except RushesError as error:
         sys.stderr.write(f"rushes doctor: {printable(str(error))}\n")
         return 2
-    if not rows:
-        sys.stderr.write(f"rushes doctor: no videos in {printable(str(options.target))}\n")
-        return 2
-    text = json.dumps({"rows": [asdict(row) for row in rows]}, indent=1)
-    if str(options.json) == "-":
-        sys.stdout.write(text + "\n")
-    else:
-        print_table(rows, sys.stdout)
-        if options.json is not None:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(text, encoding="utf-8")
     return 0 if all(row.status == "ok" for row in rows) else 1
+
+
+def _tell(rows: Sequence[Row], target: Path | None) -> None:
+    """Print the table and write the rows to `target`; or print the rows where it is `-`."""
+    text = json.dumps({"rows": [asdict(row) for row in rows]}, indent=1)
+    if str(target) == "-":
+        sys.stdout.write(text + "\n")
+        return
+    print_table(rows, sys.stdout)
+    if target is not None:
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{target}: cannot be written: {error.strerror}") from error

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from rushes.errors import AnnotationError, BackendMissing, ConfigError, RushesError, VideoError
 from rushes.log import get_logger
-from rushes.video.asides import aside_of, written_aside
+from rushes.video.asides import aside_of, require_folder, written_aside
 
 Engine = Literal["local", "ray"]
 Row = dict[str, Any]
@@ -117,7 +117,7 @@ def run_jobs(
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers}: expected at least 1")
     mine = jobs[shard.index :: shard.count]
-    folder.mkdir(parents=True, exist_ok=True)
+    require_folder(folder)
     run = {"local": _run_local, "ray": _run_ray}[engine]
     rows: dict[str, Row] = {}
     live = folder / shard.of(f".{REPORT}.part")
@@ -213,8 +213,10 @@ def keep_settings(folder: Path, name: str, settings: Row, force: bool) -> float:
         `force` no file is new enough: infinity.
 
     Raises:
-        ConfigError: the folder was made with other settings, and `force` is not set.
+        ConfigError: the folder was made with other settings, and `force` is not set; or it cannot
+            be written to.
     """
+    require_folder(folder)
     path = folder / name
     before = _settings_of(path)
     if before is None:

@@ -12,7 +12,7 @@ HEAD_BYTES = 4096
 """How many first bytes `sniff` wants to see."""
 
 CONTAINERS = ("mov", "matroska", "avi", "flv", "gif", "mpegts", "mpeg", "mpegvideo", "h264", "hevc",
-              "m4v", "ogg", "asf", "ivf")  # fmt: skip
+              "m4v", "ogg", "asf", "ivf", "mxf")  # fmt: skip
 """Every demuxer that may be opened, by FFmpeg's name."""
 
 _MOV_BOXES = frozenset(
@@ -53,6 +53,7 @@ _PREFIXES = (
     (b"OggS", "ogg"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (b"DKIF", "ivf"),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02", "mxf"),
     (b"\x00\x00\x01\xba", "mpeg"),
     (b"\x00\x00\x01\xb3", "mpegvideo"),
 )
@@ -83,6 +84,10 @@ def sniff(video: str, head: bytes) -> str:
     for offset, mark in _SOUND:
         if head[offset:].startswith(mark):
             raise NoVideoStream(video, "a sound file")
+    if head.startswith(b"\xff\xd8\xff"):
+        # By its first bytes a raw MJPEG stream is a picture, and nothing in it tells the rate.
+        detail = "a JPEG picture, or a stream of such: put it into a container (ffmpeg -c copy)"
+        raise UnreadableVideo(video, detail, "not_video")
     raise UnreadableVideo(video, f"no known video format begins with {head[:12]!r}", "not_video")
 
 

@@ -22,11 +22,12 @@ from typing import Any
 from av.error import FFmpegError
 from tqdm import tqdm
 
-from rushes.errors import RushesError, StorageError, UnreadableVideo, VideoError
+from rushes.errors import ConfigError, RushesError, StorageError, UnreadableVideo, VideoError
 from rushes.log import get_logger, setup_logging
+from rushes.video.asides import require_folder
 from rushes.video.catalogue import Catalogue, Source, open_catalogue
 from rushes.video.limits import Limits
-from rushes.video.store_features import attach_features
+from rushes.video.store_features import attach_features, feature_folders
 from rushes.video.store_format import (
     DESCRIPTION,
     Description,
@@ -43,6 +44,8 @@ from rushes.video.store_prepare import Prepared, prepare_clip, source_state
 from rushes.video.store_values import ShardWriter
 
 REPORT = "report.jsonl"
+MAX_TIMEOUT = 1e7
+"""Seconds; a system's clock counts no longer ones."""
 SHARD_BYTES = 8 << 30
 """Bytes of raw footage per shard that a new store aims at."""
 _log = get_logger(__name__)
@@ -103,9 +106,11 @@ def build_store(
         Totals; `report.jsonl` in the store has a line for every video.
 
     Raises:
+        ConfigError: `jobs`, `timeout` or `memory` make no sense, or `root` cannot be written to.
         StorageError: another build is at work, or the store was made with other settings.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    _check_work(jobs, timeout, memory)
+    require_folder(root)
     with _alone(root):
         sources, bad = _sources(catalogue)
         description = _prepare_folder(root, settings, sources, shards)
@@ -122,6 +127,15 @@ def build_store(
             writer.close()
         write_description(root, replace(description, complete=True))
     return totals
+
+
+def _check_work(jobs: int, timeout: float, memory: float) -> None:
+    if jobs < 0:
+        raise ConfigError(f"jobs={jobs}: expected 0 or more processes")
+    if not 0 < timeout <= MAX_TIMEOUT:
+        raise ConfigError(f"timeout={timeout:g}: expected more than 0, at most {MAX_TIMEOUT:g} s")
+    if not 0 <= memory < math.inf:
+        raise ConfigError(f"memory={memory:g}: expected 0 (no limit) or more")
 
 
 @contextmanager
@@ -341,6 +355,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build a store; exit code 0, or 1 when a video could not be taken."""
     args = _parser().parse_args(argv)
     setup_logging()
+    # A build takes hours: what is wrong is said before it begins.
+    _check_work(args.jobs, args.timeout, args.memory)
+    feature_folders(args.features)
     settings = StoreSettings(
         grid=args.grid, small=args.small, fps=args.fps, psnr=args.psnr,
         small_psnr=args.small_psnr, crf=args.crf, all_full_size=args.all_full_size,

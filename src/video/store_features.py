@@ -70,6 +70,18 @@ def add_features(
         transaction.put(entry_key(key), pack_entry(entry))
 
 
+def feature_folders(tracks: Sequence[str]) -> dict[str, Path]:
+    """Names and folders of `NAME=FOLDER`; raises `ConfigError` where one is not of that form."""
+    folders = {}
+    for track in tracks:
+        name, _, place = track.partition("=")
+        # Path("") would be the folder in which the program runs.
+        if not name or not place or not Path(place).is_dir():
+            raise ConfigError(f"--features {track}: expected NAME=FOLDER with a folder of .npz")
+        folders[name] = Path(place)
+    return folders
+
+
 def attach_features(root: Path, tracks: Sequence[str]) -> int:
     """Attach `NAME=FOLDER` tracks: `FOLDER/<id>.npz` with arrays `times` and `values`.
 
@@ -80,12 +92,7 @@ def attach_features(root: Path, tracks: Sequence[str]) -> int:
         ConfigError: not of the form NAME=FOLDER, or no such folder.
         StorageError: a file that does not fit.
     """
-    folders = {}
-    for track in tracks:
-        name, _, place = track.partition("=")
-        if not name or not Path(place).is_dir():
-            raise ConfigError(f"--features {track}: expected NAME=FOLDER with a folder of .npz")
-        folders[name] = Path(place)
+    folders = feature_folders(tracks)
     description = read_description(root)
     write_description(root, replace(description, complete=False))
     writer, attached = ShardWriter(root, description.shards), 0

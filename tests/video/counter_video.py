@@ -147,6 +147,7 @@ RECIPES = (
         for version in (1, 2)
         for ending in ("avi", "asf", "mkv")
     ),
+    Recipe("mpeg2.mxf", "mpeg2video", bframes=2, options={"b": "3M"}),
     Recipe("wmv2.wmv", "wmv2", options={"b": "2M"}),
     Recipe("wmv2.avi", "wmv2", options={"b": "2M"}),
     Recipe("mpeg4.mp4", "mpeg4", bframes=2, options={"b": "2M"}),

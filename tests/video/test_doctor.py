@@ -165,3 +165,66 @@ def test_stores_and_image_folders_are_examined(corpus: Path, tmp_path: Path, dee
     (clips / "a" / "frames.json").write_text("{}")
     first, _ = doctor(open_catalogue(clips), progress=False)
     assert (first.status, first.reason) == ("refused", "undecodable")
+
+
+def test_a_report_that_cannot_be_written_is_told_at_once(
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rushes.video.doctor.doctor", None)
+    (tmp_path / "file").touch()
+    for out in ("/proc/nope/x.json", str(tmp_path / "file" / "x.json"), str(tmp_path)):
+        assert main([str(corpus), "--json", out]) == 2
+        assert f"rushes doctor: {out}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--workers", "0"], "workers=0: expected at least 1"),
+        (["--workers", "-3"], "workers=-3: expected at least 1"),
+        (["--max-pixels", "-1"], "max_pixels=-1: expected at least 1"),
+    ],
+)
+def test_nonsense_is_refused(
+    corpus: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    assert main([str(corpus), *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_every_ending_of_a_video_is_listed(counter: Rendered, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    stream = counter("mpeg2.mpg")[1].read_bytes()
+    endings = (
+        "vob",
+        "mts",
+        "m2ts",
+        "mxf",
+        "mjpeg",
+        "f4v",
+        "wtv",
+        "ogm",
+        "3g2",
+        "divx",
+        "rm",
+        "MTS",
+    )
+    for ending in endings:
+        (folder / f"{ending}.{ending}").write_bytes(stream)
+    (folder / "notes.txt").write_bytes(b"none")
+    rows = doctor(open_catalogue(folder), progress=False, workers=1)
+    assert sorted(Path(row.path).name for row in rows) == sorted(f"{e}.{e}" for e in endings)
+    assert {row.status for row in rows} == {"ok"}
+
+
+def test_a_raw_mjpeg_stream_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    path = tmp_path / "a.mjpeg"
+    path.write_bytes((tmp_path / "a.jpg").read_bytes() * 3)
+    (row,) = doctor([path], progress=False, workers=1)
+    assert (row.status, row.reason) == ("refused", "not_video")
+    assert "put it into a container" in row.detail

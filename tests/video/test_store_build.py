@@ -81,6 +81,37 @@ def test_usage_errors_name_the_value(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "neither a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--timeout", "0"], "timeout=0: expected more than 0, at most 1e+07 s"),
+        (["--timeout", "nan"], "timeout=nan: expected more than 0"),
+        (["--jobs", "-1"], "jobs=-1: expected 0 or more"),
+        (["--memory", "-1"], "memory=-1: expected 0 (no limit) or more"),
+        (["--memory", "inf"], "memory=inf: expected"),
+        (["--features", "x"], "--features x: expected NAME=FOLDER"),
+        (["--features", "x="], "--features x=: expected NAME=FOLDER"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    store = tmp_path / "s"
+    assert main(["store", str(tmp_path), str(store), *flags]) == 1
+    assert told in capsys.readouterr().err
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("command", ["store", "prepare"])
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "x", Path("/proc/x")):
+        assert main([command, str(tmp_path), str(target)]) == 1
+        assert f"rushes {command}: {target}: cannot be written to: " in capsys.readouterr().err
+
+
 def test_features_are_attached(tmp_path: Path, counter: Rendered) -> None:
     videos, store, features = tmp_path / "raw", tmp_path / "store", tmp_path / "features"
     videos.mkdir()
