@@ -143,17 +143,16 @@ def fence(
     damage: VideoReason | None = index.damage
     if truth.error and damage is None:
         damage = "undecodable"
-    pts, invented = index.pts, index.invented
+    told = None
     # A damaged stream may come out of order; one with B pictures does in any case.
     if not truth.error or (index.flags & PacketFlag.BIPREDICTED).any():
-        told = times_of_output(truth.frame_packets, pts)
-        pts, invented = (pts, invented) if told is None else (told, True)
+        told = times_of_output(truth.frame_packets, index.pts)
+    pts = index.pts if told is None else told
     times, order = display_order(
         truth.frame_packets, pts, index.dts, index.time_base, index.info.fps or 25.0
     )
     frame_packets = truth.frame_packets[order]
-    if index.container in DECODE_TIMES_ONLY:
-        invented = bool((np.diff(frame_packets) < 0).any())
+    reordered = bool((np.diff(frame_packets) < 0).any())
     end = durations_end(times, index.info.duration, len(times) == index.info.num_frames)
     keys = np.flatnonzero(index.flags[frame_packets] & PacketFlag.KEY)
     info = replace(
@@ -168,7 +167,9 @@ def fence(
         index,
         info=info,
         pts=pts,
-        invented=invented,
+        invented=reordered
+        if index.container in DECODE_TIMES_ONLY
+        else index.invented or told is not None,
         frame_packets=frame_packets,
         concealed=truth.concealed[order],
         damage=damage,

@@ -9,6 +9,9 @@ NO_TIME = np.iinfo(np.int64).min
 
 IntArray = npt.NDArray[np.int64]
 
+_MAX_STEP = 2.0**32
+"""Units between two pictures; stamps that lie must not leave the integers."""
+
 DECODE_TIMES_ONLY = frozenset(("avi", "asf"))
 """Containers that say when packets are decoded and never when pictures are shown: the presentation
 times that their demuxers give are made up, in the order of the file for H.264."""
@@ -36,7 +39,8 @@ def known_times(
     if container == "asf" and len(dts) > 1 and (dts != NO_TIME).all():
         # ASF has one clock for all tracks: the first picture is shown when the decoder lets it
         # go. AVI has none: picture and sound begin together.
-        dts = dts + delay * round(float(np.median(np.diff(np.sort(dts)))))
+        step = min(float(np.median(np.diff(np.sort(dts)))), _MAX_STEP)
+        dts = dts + round(delay * step)
     return np.full_like(pts, NO_TIME), dts
 
 
