@@ -59,7 +59,7 @@ def test_the_road(footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def _has_learned(folder: Path) -> None:
     lines = map(json.loads, (folder / "retrieval" / "metrics.jsonl").read_text().splitlines())
-    losses = [line["loss"] for line in lines if "loss" in line]
+    losses = [line["contrastive_loss"] for line in lines if "contrastive_loss" in line]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     retrieval = gather(folder)["retrieval"]
     # By chance the mean rank among 20 is 10.5 with a standard error of 1.3.

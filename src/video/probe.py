@@ -258,7 +258,9 @@ def _assemble(
     flags[layers < layers.max()] &= ~np.uint8(PacketFlag.DROPPABLE)
     reorders = _may_reorder(context, flags)
     told = np.array(packets.pts, np.int64), np.array(packets.dts, np.int64)
-    pts, dts = known_times(container, *told, reorders, context.reorder_depth)
+    pts, dts = known_times(
+        container, *told, reorders, context.reorder_depth, context.codec.canonical_name
+    )
     time_base = float(stream.time_base or 0) or 1.0 / 25
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     hidden = flags & (PacketFlag.HIDDEN | PacketFlag.DISCARD)

@@ -18,7 +18,7 @@ times that their demuxers give are made up, in the order of the file for H.264."
 
 
 def known_times(
-    container: str, pts: IntArray, dts: IntArray, reorders: bool, delay: int
+    container: str, pts: IntArray, dts: IntArray, reorders: bool, delay: int, codec: str = ""
 ) -> tuple[IntArray, IntArray]:
     """What a demuxer's stamps are worth: without those that the container cannot know.
 
@@ -27,12 +27,17 @@ def known_times(
         pts, dts: of every packet `P`.
         reorders: pictures may be shown in another order than they are coded in.
         delay: pictures that the stream says its decoder holds back.
+        codec: of the pictures.
 
     Returns:
         `pts`, NO_TIME where only decoding tells the order; `dts`, from which the frames shown then
         take their times in order.
     """
     if container not in DECODE_TIMES_ONLY:
+        return pts, dts
+    if (container, codec) == ("avi", "mpeg4") and (pts != NO_TIME).all() and not ascending(pts):
+        # The demuxer took them from the types of the pictures, as it can for MPEG-4: the empty
+        # chunk that stands for the decoder's delay is then no gap in time.
         return pts, dts
     if not reorders:
         return dts, dts
