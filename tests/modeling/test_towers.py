@@ -103,7 +103,9 @@ def test_frames_mean_knows_no_order_and_hybrid_does() -> None:
     high = pixels(1, 1, 3, 64, 64)
     turned = low.flip(2)
     mean = small_model(model={"kind": "frames_mean"}).eval()
-    assert torch.allclose(mean.video_embedding(high, low), mean.video_embedding(high, turned))
+    assert torch.allclose(
+        mean.video_embedding(high, low), mean.video_embedding(high, turned), atol=1e-5
+    )
     hybrid = small_model().eval()
     open_temporal_branches(hybrid)
     assert not torch.allclose(
