@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rushes.configs.schema import ModelConfig
-from rushes.modeling.backbones import ImageBackbone, PixelNorm, pool_to
-from rushes.modeling.hybrid import grid_size, map_strides
+from rushes.modeling.backbones import PixelNorm, pool_to
+from rushes.modeling.hybrid import grid_size, image_tower
 
 
 class FramesMeanEncoder(nn.Module):
@@ -27,15 +27,7 @@ class FramesMeanEncoder(nn.Module):
         super().__init__()
         self.inputs = config.inputs
         self.cell = config.grid_cell
-        fine, coarse = map_strides(self.cell)
-        strides = {"hybrid": (fine, coarse), "high": (coarse,), "low": (fine,)}[config.inputs]
-        self.backbone = ImageBackbone(
-            config.backbone,
-            strides,
-            frozen_norm=config.frozen_norm,
-            standardized=config.standardized,
-            arguments=config.backbone_args,
-        )
+        self.backbone = image_tower(config, config.inputs)
         self.pixel_norm = PixelNorm(self.backbone.mean, self.backbone.std)
         channels = self.backbone.channels
         if self.inputs != "high":

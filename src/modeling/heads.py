@@ -55,30 +55,16 @@ class MaskedLanguageHead(nn.Module):
         return scores
 
 
-class CaptionWordsHead(nn.Module):
-    """Which words a video's captions hold: word scores of its vector."""
+class LinearHead(nn.Module):
+    """Scores of one linear layer: a pair or none, which words a video's captions hold."""
 
-    def __init__(self, embed_dim: int, vocab_size: int) -> None:
+    def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
-        self.classify = nn.Linear(embed_dim, vocab_size)
+        self.classify = nn.Linear(dim, num_classes)
         initialise(self.modules())
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Scores `... vocabulary` of `... embed_dim`."""
-        scores: Tensor = self.classify(pooled)
-        return scores
-
-
-class MatchingHead(nn.Module):
-    """Whether text and video belong together: 2 classes, 1 is a pair."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.classify = nn.Linear(dim, 2)
-        initialise(self.modules())
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Scores `... 2` of `... D`."""
+        """Scores `... num_classes` of `... D`."""
         scores: Tensor = self.classify(pooled)
         return scores
 

@@ -32,14 +32,12 @@ class HybridEncoder(nn.Module):
         dim = config.embed_dim
         self.inputs = config.inputs
         self.cell = config.grid_cell
-        fine, coarse = map_strides(config.grid_cell)
         self.high_backbone = self.low_backbone = self.temporal = None
         if self.inputs != "low":
-            strides = (fine, coarse) if self.inputs == "hybrid" else (coarse,)
-            self.high_backbone = _backbone(config, strides)
+            self.high_backbone = image_tower(config, self.inputs)
             self.high_grid = nn.Conv2d(self.high_backbone.channels[-1], dim, 1, bias=False)
         if self.inputs != "high":
-            self.low_backbone = _backbone(config, (fine,))
+            self.low_backbone = image_tower(config, "low")
             self.low_grid = nn.Conv2d(self.low_backbone.channels[0], dim, 1, bias=False)
             self.temporal = TimeSformer(
                 dim,
@@ -105,15 +103,13 @@ class HybridEncoder(nn.Module):
         return torch.unflatten(grids, 0, (rows, frames))
 
 
-def map_strides(grid_cell: int) -> tuple[int, int]:
-    """Strides of the backbone's maps for the neighbours' grid and for the middle frame's detail."""
-    return grid_cell // 4, grid_cell // 2
-
-
-def _backbone(config: ModelConfig, strides: tuple[int, ...]) -> ImageBackbone:
+def image_tower(config: ModelConfig, inputs: str) -> ImageBackbone:
+    """The tower with the maps that `inputs` needs: for the neighbours' grid where there are any,
+    then for the middle frame's detail."""
+    fine, coarse = config.grid_cell // 4, config.grid_cell // 2
     return ImageBackbone(
         config.backbone,
-        strides,
+        {"hybrid": (fine, coarse), "high": (coarse,), "low": (fine,)}[inputs],
         frozen_norm=config.frozen_norm,
         standardized=config.standardized,
         arguments=config.backbone_args,

@@ -18,9 +18,8 @@ from rushes.modeling.frames_mean import FramesMeanEncoder
 from rushes.modeling.freezing import frozen_modules
 from rushes.modeling.heads import (
     AnswerHead,
-    CaptionWordsHead,
+    LinearHead,
     MaskedLanguageHead,
-    MatchingHead,
     TextProjection,
     VideoProjection,
 )
@@ -78,7 +77,7 @@ class VideoTextModel(nn.Module):
         self.answer_head = self.choice_head = self.words_head = None
         if "caption_words" in names:
             words = config.model.text.vocab_size
-            self.words_head = CaptionWordsHead(config.model.embed_dim, words)
+            self.words_head = LinearHead(config.model.embed_dim, words)
         dim, dropout = _dim(self.text), config.model.text.dropout
         crossing = names & {"masked_language", "matching", "open_ended_qa", "multiple_choice_qa"}
         if self.cross_encoder is None:
@@ -88,7 +87,7 @@ class VideoTextModel(nn.Module):
         if "masked_language" in names:
             self.masked_language_head = MaskedLanguageHead(self.text.embeddings.word.weight)  # type: ignore[union-attr,arg-type]
         if "matching" in names:
-            self.matching_head = MatchingHead(dim)
+            self.matching_head = LinearHead(dim, 2)
         if config.task == "open_ended_qa" or "open_ended_qa" in names:
             if num_answers < 1:
                 raise ConfigError("open-ended answers: the answer vocabulary is empty")

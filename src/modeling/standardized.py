@@ -36,6 +36,7 @@ def standardize(model: nn.Module) -> int:
     A residual branch starts with a gain of one over the root of the number of blocks, so that the
     scale at the end does not grow with the depth.
     """
+    # Here, not at the top: timm may only be imported once its operators are declared.
     convolution = importlib.import_module("timm.layers").ScaledStdConv2d
     count = _replace(model, convolution)
     known = [m for m in model.modules() if type(m).__name__ in _LAST]

@@ -121,11 +121,13 @@ def test_a_video_that_kills_workers_twice_is_quarantined(
     open_pool: OpenPool, tmp_path: Path
 ) -> None:
     pool = open_pool(spec(tmp_path), deadline=1.0)
-    for _ in range(2):
-        with pytest.raises(DecodeTimeout):
-            pool.read(request_of("hang_1"))
+    hung = 0
     with pytest.raises(Quarantined, match="killed 2 workers"):
-        pool.read(request_of("hang_1"))
+        while hung < 6:  # two on a free machine; a worker that had no CPU is not blamed for it
+            with pytest.raises(DecodeTimeout):
+                pool.read(request_of("hang_1"))
+            hung += 1
+    assert hung >= 2
     with pytest.raises(Quarantined, match="signal 11"):
         pool.read(request_of("crash_1", deadline=20.0))
     assert set(pool.quarantine.videos()) == {"hang_1", "crash_1"}
@@ -133,7 +135,7 @@ def test_a_video_that_kills_workers_twice_is_quarantined(
     with pytest.raises(Quarantined):
         pool.read(request_of("crash_1"))
     assert (tmp_path / "decoded.log").read_text().split() == tries  # not tried again
-    assert pool.num_restarts == 4
+    assert 4 <= pool.num_restarts <= hung + 2
 
 
 def test_a_caller_in_a_hurry_closes_no_video_to_others(open_pool: OpenPool) -> None:
