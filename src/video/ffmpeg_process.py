@@ -21,12 +21,8 @@ _LAUNCH = (
     "if os.getppid() != int(sys.argv[1]): sys.exit('its parent is gone')\n"
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
-"""Asks the kernel for SIGKILL (9) at the parent's end (PR_SET_PDEATHSIG, 1) and becomes ffmpeg.
-
-A program of its own, because a function run between fork and exec is not safe among threads. The
-signal comes when the thread that started the child ends; `run_ffmpeg` waits in that very thread, so
-it can only end before the child when the whole process does. It starts in 10 ms.
-"""
+"""Asks the kernel for SIGKILL (9) at the parent's end (PR_SET_PDEATHSIG, 1) and becomes ffmpeg; for
+systems without `setpriv`, which does the same in a tenth of the time."""
 
 
 @cache
@@ -41,6 +37,28 @@ def ffmpeg_binary() -> str:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
         raise BackendMissing("ffmpeg", "pip install imageio-ffmpeg") from error
+
+
+def launcher() -> tuple[str, ...]:
+    """What goes before a program so that the kernel kills it when this process ends.
+
+    A program of its own, because a function run between fork and exec is not safe among threads.
+    The signal comes when the thread that started the child ends; `run_ffmpeg` waits in that very
+    thread, so it can only end before the child when the whole process does.
+    """
+    return _setpriv() or (sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()))
+
+
+@cache
+def _setpriv() -> tuple[str, ...]:
+    """The program of util-linux, on every Debian; its option came with 2.33."""
+    found = shutil.which("setpriv")
+    command = (found or "setpriv", "--pdeathsig", "KILL", "--")
+    works = (
+        found
+        and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    )
+    return command if works else ()
 
 
 @cache
@@ -65,10 +83,9 @@ def run_ffmpeg(stream: Any, video: str, timeout: float | None) -> str:
     """
     arguments = ("-nostdin", "-hide_banner", "-loglevel", "error")
     argv = stream.global_args(*arguments).compile(cmd=ffmpeg_binary(), overwrite_output=True)
-    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
     try:
         done = subprocess.run(
-            launcher + argv,
+            [*launcher(), *argv],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ _COUNTABLE = frozenset(("h264", "hevc", "vp8", "vp9", "av1", "mjpeg"))
 """Codecs whose packets tell how many frames they show; others are counted by decoding."""
 _FIND_WITHIN = 64
 """A container may put this many bytes of its own between a packet's position and its data."""
+_HEAD = 16
+"""Packets that are kept, to look at the first frame without opening the file again."""
 
 
 def source_of(video: Source | str | Path | bytes) -> Source:
@@ -65,7 +68,10 @@ def probe(video: Source | str | Path | bytes, limits: Limits | None = None) -> V
 
 @dataclass
 class _Packets:
-    """The packets of the video stream as the demuxer gives them, in decoding order."""
+    """The packets of the video stream as the demuxer gives them, in decoding order.
+
+    `head` holds the first few themselves: they mostly give the first frame.
+    """
 
     positions: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -78,6 +84,7 @@ class _Packets:
     suspicious: bool = False
     doubtful_order: bool = False
     error: str = ""
+    head: list[Any] = field(default_factory=list)
 
 
 def build_index(source: Source, limits: Limits, deep: bool = False) -> VideoIndex:
@@ -94,9 +101,10 @@ def build_index(source: Source, limits: Limits, deep: bool = False) -> VideoInde
             stream = _video_stream(source, media, limits)
             packets = _read_packets(source, media, stream, content, limits)
             index = _assemble(source, container, media, stream, packets)
-    if cut or packets.error:
-        index = replace(index, damage="truncated" if cut else "undecodable")
-    first = _first_look(source, index, limits)
+            if cut or packets.error:
+                index = replace(index, damage="truncated" if cut else "undecodable")
+            first = _look_at(source, index, stream, packets.head, limits)
+    first = first or _first_look(source, index, limits)
     careful = deep or first.uncertain or packets.suspicious or first.index.leading
     index = first.index
     if careful or packets.doubtful_order or index.damage is not None or not _countable(index):
@@ -239,6 +247,8 @@ def _note_packet(
         found.direct = offset >= 0 and not any(True for _ in packet.iter_sidedata())
         position += max(offset, 0)
     found.suspicious |= bool(packet.is_corrupt) or bool(facts.flags & PacketFlag.BROKEN)
+    if len(found.head) < _HEAD:
+        found.head.append(packet)
     found.positions.append(position)
     found.sizes.append(len(data))
     found.pts.append(NO_TIME if packet.pts is None else packet.pts)
@@ -348,25 +358,34 @@ class _Look:
 
 
 def _first_look(source: Source, index: VideoIndex, limits: Limits) -> _Look:
-    """Decode until the first frame: true size, rotation, sample aspect, colours."""
+    """Decode a file anew until the first frame."""
     with Bytes(source) as content:
         container, cut = check_bytes(source, content, limits)
     with open_media(source, container, limits, cut) as media:
         stream = media.streams[index.stream]
-        stream.codec_context.thread_count = 1
-        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
-        frame = None
-        try:
-            decoded = (frame for packet in packets_of(media, stream) for frame in packet.decode())
-            frame = next(decoded, None)
-        except (FFmpegError, OSError, ValueError):
-            return _Look(index, uncertain=True)
-        if frame is None:
-            return _Look(index, uncertain=True)
-        if frame.width * frame.height > limits.max_pixels:
-            detail = f"{frame.width}x{frame.height} pixels, the limit is {limits.max_pixels}"
-            raise RefusedVideo(source.video_id, detail)
-        return _Look(_with_picture(index, frame, float(aspect or 1)), bool(frame.interlaced_frame))
+        look = _look_at(source, index, stream, packets_of(media, stream), limits)
+        return look or _Look(index, uncertain=True)
+
+
+def _look_at(
+    source: Source, index: VideoIndex, stream: Any, packets: Iterable[Any], limits: Limits
+) -> _Look | None:
+    """Decode until the first frame: true size, rotation, sample aspect, colours.
+
+    None where these packets give no frame.
+    """
+    stream.codec_context.thread_count = 1
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    try:
+        frame = next((frame for packet in packets for frame in packet.decode()), None)
+    except (FFmpegError, OSError, ValueError):
+        return _Look(index, uncertain=True)
+    if frame is None:
+        return None
+    if frame.width * frame.height > limits.max_pixels:
+        detail = f"{frame.width}x{frame.height} pixels, the limit is {limits.max_pixels}"
+        raise RefusedVideo(source.video_id, detail)
+    return _Look(_with_picture(index, frame, float(aspect or 1)), bool(frame.interlaced_frame))
 
 
 def _with_picture(index: VideoIndex, frame: Any, aspect: float) -> VideoIndex:

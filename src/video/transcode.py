@@ -204,7 +204,8 @@ def compress(
         stamps = steady_stamps(index) or "PTS-STARTPTS"
         rate = f"setpts={stamps},fps={settings.fps:.9g}:round=up"
         options["vf"] = f"{rate},{options['vf']}"
-    given = source_input(source, index)
+    # Decoding by more threads than cores are left only costs: other videos take the other cores.
+    given = source_input(source, index, threads=settings.threads)
     streams = [given[str(index.stream)]]
     if settings.audio and info.audio:
         streams.append(given["a:0"])

@@ -18,7 +18,10 @@ from rushes.video.ffmpeg_process import run_ffmpeg
 
 _LONG = """
 import sys, threading, ffmpeg
+from rushes.video import ffmpeg_process
 from rushes.video.ffmpeg_process import run_ffmpeg
+if sys.argv[2] == "python":
+    ffmpeg_process._setpriv = lambda: ()
 endless = ffmpeg.input("color=s=64x64:r=25:d=1000000", f="lavfi", re=None)
 graph = endless.output(sys.argv[1], f="mp4")
 work = threading.Thread(target=run_ffmpeg, args=(graph, "v", 600.0))
@@ -28,9 +31,11 @@ work.join()
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("launcher", ["setpriv", "python"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_ffmpeg_dies_with_its_parent(how: signal.Signals, tmp_path: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", _LONG, str(tmp_path / "x.mp4")])
+def test_ffmpeg_dies_with_its_parent(how: signal.Signals, launcher: str, tmp_path: Path) -> None:
+    """Whether the system has `setpriv` or not."""
+    parent = subprocess.Popen([sys.executable, "-c", _LONG, str(tmp_path / "x.mp4"), launcher])
     try:
         (child,) = _children(parent.pid)
         parent.send_signal(how)
