@@ -34,7 +34,7 @@ from rushes.configs.load import build_config, merge, read_preset
 from rushes.configs.schema import RunConfig
 from rushes.datasets.batch import Batch
 from rushes.datasets.build import build_train_loader
-from rushes.datasets.footage.corpus import render_corpus
+from rushes.datasets.footage import PREPARE, STORE, render_corpus
 from rushes.datasets.loader import TrainLoader
 from rushes.distributed import SingleWorld, World, run_main
 from rushes.frozen_cache import cache_frozen
@@ -42,6 +42,7 @@ from rushes.runner import Parts, assemble
 from rushes.session import Session
 from rushes.steps import resolve_precision, total_loss
 from rushes.training import StepLoader, train_step
+from rushes.video import prepare, store_build
 
 WARM_UP = 3
 
@@ -66,6 +67,14 @@ def config_of(corpus: Path, arguments: argparse.Namespace, **over: Any) -> RunCo
                   "num_threads": 1, "log_every": 10},
     }  # fmt: skip
     return build_config(merge(merge(read_preset("tiny"), values), over))
+
+
+def store(corpus: Path) -> None:
+    """Compress and pack the footage as the demo does."""
+    prepared = corpus / "prepared"
+    quiet = ["--no-progress"]
+    prepare.main([str(corpus / "videos"), str(prepared), *PREPARE, *quiet])
+    store_build.main([str(prepared), str(corpus / "store"), *STORE, *quiet])
 
 
 class Kept:
@@ -249,7 +258,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add_json(parser)
     parser.add_argument("--corpus", type=Path, help="rendered footage; made when not given")
-    parser.add_argument("--videos", default="videos", help="folder or store in the corpus")
+    parser.add_argument("--videos", default="store", help="folder or store in the corpus")
     parser.add_argument("--frames", default="inprocess", help="as data.frames")
     parser.add_argument("--train", type=int, default=64, help="videos to render")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -274,6 +283,7 @@ def main(argv: Sequence[str]) -> int:
         if corpus is None:
             corpus = scratch / "footage"
             render_corpus(corpus, train=arguments.train, val=0, test=0, progress=False)
+            store(corpus)
         torch.set_num_threads(1)
         found: dict[str, Any] = {"cores": os.cpu_count(), "batch_size": arguments.batch_size}
         for name, part in (("stall", stall_and_overhead), ("ranks", ranks), ("stage2", stage2)):
