@@ -340,7 +340,7 @@ def test_no_single_picture_tells_the_motion(full: dict[str, list[Planned]]) -> N
                 continue
             x, y, width = thing.at(time)
             corners[thing.motion][x > thing.centre[0], y > thing.centre[1]] += 1
-            large[thing.motion].append(width > 118)
+            large[thing.motion].append(width > 122 * thing.scale)
     for motion in MOTIONS:
         total = sum(corners[motion].values())
         assert len(corners[motion]) == 4
