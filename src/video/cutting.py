@@ -143,6 +143,8 @@ def _recoded(
     if settings.audio and info.audio:
         streams.append(given["a:0"])
         start = info.start + float(info.frame_times[first])
+        if last < len(info.frame_times):  # to the end of the last picture, not between pictures
+            end = info.start + float(info.frame_times[last])
         options["af"] = f"atrim={start:.6f}:{end:.6f},asetpts=PTS-{start:.6f}/TB"
         options["c:a"] = "aac"
     return streams, options

@@ -13,7 +13,14 @@ from av.error import FFmpegError
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits, check_deadline
-from rushes.video.media import MAX_REORDER, Bytes, bare_context, open_media, packets_of
+from rushes.video.media import (
+    MAX_REORDER,
+    Bytes,
+    bare_context,
+    check_picture,
+    open_media,
+    packets_of,
+)
 from rushes.video.packets import PacketFlag
 
 _REFERENCES = 6
@@ -106,6 +113,7 @@ class Decoder:
             raise StreamTrouble(f"frames {sorted(missing)[:4]} did not come out")
 
     def _chosen(self, frame: Any, missing: set[int]) -> Iterator[tuple[int, Any]]:
+        check_picture(self.source.video_id, frame, self.limits)
         number = int(self.index.packet_frames[frame.pts]) if frame.pts is not None else -1
         if number in missing:
             missing.remove(number)

@@ -17,7 +17,7 @@ from rushes.video.ffmpeg_process import run_ffmpeg
 from rushes.video.limits import Limits
 from rushes.video.media import file_url
 from rushes.video.probe import build_index
-from rushes.video.transcode import MAX_TIMEOUT, source_input, steady_stamps
+from rushes.video.transcode import MAX_TIMEOUT, exact_rate, source_input, steady_stamps
 
 LOW_SIZE = (288, 180)
 """Width and height of the small pictures, as published."""
@@ -90,7 +90,7 @@ def decode_frames(
     try:
         given = source_input(source, index)[str(index.stream)]
         given = given.filter("setpts", steady_stamps(index) or "PTS-STARTPTS")
-        steady = given.filter("fps", f"{fps:.9g}", round="up")
+        steady = given.filter("fps", exact_rate(fps), round="up")
         # The last picture stays on screen to the end of the video.
         steady = steady.filter("tpad", stop=-1, stop_mode="clone").filter("trim", end_frame=wanted)
         both = steady.filter_multi_output("split")

@@ -14,7 +14,7 @@ from rushes.errors import VideoReason
 from rushes.video.packets import PacketFlag
 from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 """Raised whenever a cached index of an older version would be read wrongly."""
 
 NO_TIME = np.iinfo(np.int64).min
@@ -44,6 +44,7 @@ class VideoIndex:
         damage: why the file counts as damaged; empty when it is sound.
         whole: decode from the first packet and drop nothing: the short cuts are not safe here.
         colorspace, color_range: FFmpeg's codes, from the first frame.
+        interlaced: the first frame is two fields.
     """
 
     info: VideoInfo
@@ -64,6 +65,7 @@ class VideoIndex:
     colorspace: int = 2
     color_range: int = 0
     invented: bool = False
+    interlaced: bool = False
     version: int = field(default=INDEX_VERSION)
 
     @property
@@ -151,7 +153,7 @@ def pack_index(index: VideoIndex) -> bytes:
         for name, dtype in _ARRAYS.items()
     }
     for name in ("container", "stream", "extradata", "direct", "time_base", "damage", "whole",
-                 "colorspace", "color_range", "invented", "version"):  # fmt: skip
+                 "colorspace", "color_range", "invented", "interlaced", "version"):  # fmt: skip
         values[name] = getattr(index, name)
     info = asdict(replace(index.info, frame_times=_NONE, keyframes=_NO_KEYS))
     info["frame_times"] = index.info.frame_times.astype(np.float64).tobytes()

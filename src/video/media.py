@@ -161,6 +161,17 @@ def codec_pixels(limits: Limits) -> str:
     return str(2 * limits.max_pixels + 2**16)
 
 
+def check_picture(video: str, frame: Any, limits: Limits) -> None:
+    """Refuse a decoded picture beyond the limit: a stream may change its size on the way.
+
+    Raises:
+        RefusedVideo: `over_limit`.
+    """
+    if frame.width * frame.height > limits.max_pixels:
+        detail = f"{frame.width}x{frame.height} pixels, the limit is {limits.max_pixels}"
+        raise RefusedVideo(video, detail)
+
+
 MAX_REORDER = 16
 """Pictures that any codec here may hold back: the size of the largest decoded picture buffer."""
 

@@ -15,7 +15,7 @@ from rushes.errors import NoVideoStream, RefusedVideo, UnreadableVideo, VideoRea
 from rushes.video.catalogue import Source
 from rushes.video.index import NO_TIME, VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import Bytes, check_bytes, open_media, packets_of
+from rushes.video.media import Bytes, check_bytes, check_picture, open_media, packets_of
 from rushes.video.packets import PacketFlag, inspect, nal_length_size
 from rushes.video.probe_cache import ProbeCache
 from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
@@ -382,10 +382,9 @@ def _look_at(
         return _Look(index, uncertain=True)
     if frame is None:
         return None
-    if frame.width * frame.height > limits.max_pixels:
-        detail = f"{frame.width}x{frame.height} pixels, the limit is {limits.max_pixels}"
-        raise RefusedVideo(source.video_id, detail)
-    return _Look(_with_picture(index, frame, float(aspect or 1)), bool(frame.interlaced_frame))
+    check_picture(source.video_id, frame, limits)
+    seen = _with_picture(index, frame, float(aspect or 1))
+    return _Look(seen, uncertain=seen.interlaced)
 
 
 def _with_picture(index: VideoIndex, frame: Any, aspect: float) -> VideoIndex:
@@ -405,7 +404,11 @@ def _with_picture(index: VideoIndex, frame: Any, aspect: float) -> VideoIndex:
         rotation=rotation,
     )
     return replace(
-        index, info=info, colorspace=int(frame.colorspace), color_range=int(frame.color_range)
+        index,
+        info=info,
+        colorspace=int(frame.colorspace),
+        color_range=int(frame.color_range),
+        interlaced=bool(frame.interlaced_frame),
     )
 
 

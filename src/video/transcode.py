@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +120,12 @@ def keep_times() -> dict[str, Any]:
     return {name: "passthrough", "enc_time_base": f"1/{_TICKS}"}
 
 
+def exact_rate(fps: float) -> str:
+    """A rate for ffmpeg's filters as a fraction: rounded ones miss the moments of frames."""
+    rate = Fraction(fps).limit_denominator(100_000)
+    return f"{rate.numerator}/{rate.denominator}"
+
+
 def source_input(source: Source, index: VideoIndex, **options: Any) -> Any:
     """The ffmpeg-python input of a probed file: its own demuxer only, files only."""
     if (index.pts == NO_TIME).all() and (index.dts == NO_TIME).all():
@@ -202,7 +209,7 @@ def compress(
     else:
         # Frame i of the result is the one on screen at i / fps.
         stamps = steady_stamps(index) or "PTS-STARTPTS"
-        rate = f"setpts={stamps},fps={settings.fps:.9g}:round=up"
+        rate = f"setpts={stamps},fps={exact_rate(settings.fps)}:round=up"
         options["vf"] = f"{rate},{options['vf']}"
     # Decoding by more threads than cores are left only costs: other videos take the other cores.
     given = source_input(source, index, threads=settings.threads)
@@ -303,6 +310,7 @@ __all__: Sequence[str] = (
     "allowed_seconds",
     "compress",
     "encoding",
+    "exact_rate",
     "ffmpeg_binary",
     "gif_to_mp4",
     "is_done",

@@ -12,7 +12,7 @@ from av.error import FFmpegError
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
-from rushes.video.media import MAX_REORDER, open_media, packets_of
+from rushes.video.media import MAX_REORDER, check_picture, open_media, packets_of
 from rushes.video.packets import PacketFlag
 from rushes.video.timeline import ascending
 
@@ -76,6 +76,7 @@ def _decode(
 
     def keep(frames: list[Any]) -> None:
         for frame in frames:
+            check_picture(source.video_id, frame, limits)
             if frame.pts is not None and 0 <= frame.pts < len(index.flags):
                 packets.append(int(frame.pts))
                 corrupt.append(bool(frame.is_corrupt))

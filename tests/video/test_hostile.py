@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.video.conftest import Rendered
 
 from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo, VideoError
 from rushes.video.catalogue import Catalogue
+from rushes.video.ffmpeg_process import ffmpeg_binary
 from rushes.video.limits import Limits
 from rushes.video.media import MAX_REORDER, bare_context
 from rushes.video.probe import build_index, probe, source_of
@@ -97,6 +99,49 @@ def test_a_bomb_is_refused_at_open(tmp_path: Path) -> None:
         probe(path)
     assert caught.value.reason == "over_limit"
     assert time.monotonic() - began < 1.0
+
+
+def test_a_stream_that_grows_on_the_way_is_refused(tmp_path: Path) -> None:
+    """Its header and its first picture are small."""
+    parts = []
+    for name, size in (("small", 64), ("large", 304)):
+        path = tmp_path / f"{name}.264"
+        with av.open(str(path), "w", format="h264") as media:
+            stream = media.add_stream("libx264", rate=25)
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for _ in range(10):
+                frame = av.VideoFrame.from_ndarray(np.zeros((size, size, 3), np.uint8), "rgb24")
+                media.mux(stream.encode(frame))
+            media.mux(stream.encode(None))
+        parts.append(path.read_bytes())
+    path = tmp_path / "grows.264"
+    path.write_bytes(b"".join(parts))
+    limits = Limits(max_pixels=200 * 200)
+    with pytest.raises(RefusedVideo, match="304x304") as caught:
+        build_index(source_of(path), limits, deep=True)
+    assert caught.value.reason == "over_limit"
+    reader = open_reader(Catalogue.from_items({"v": path}), limits=limits)
+    end = Request("v", (Frames((0.7,), Size(64, 64)),))
+    with pytest.raises(RefusedVideo, match="304x304"):
+        reader.read(end)
+
+
+@pytest.mark.parametrize(("codec", "ending"), [("libx264", "mp4"), ("mpeg2video", "mkv")])
+def test_opencv_refuses_interlaced_streams(codec: str, ending: str, tmp_path: Path) -> None:
+    """It would hand out memory that it never wrote, with every sign of success."""
+    path = tmp_path / f"fields.{ending}"
+    lines = ["-flags", "+ildct+ilme"] if codec == "mpeg2video" else ["-x264-params", "interlaced=1"]
+    subprocess.run(
+        [ffmpeg_binary(), "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=320x240:r=25:d=1"]
+        + ["-c:v", codec, *lines, str(path)],
+        check=True,
+    )
+    catalogue = Catalogue.from_items({"v": path})
+    request = Request("v", (Frames((0.0, 0.5)),))
+    assert open_reader(catalogue).read(request).arrays["frames"].mean() > 50
+    with pytest.raises(VideoError, match="interlaced"):
+        open_reader(catalogue, "opencv").read(request)
 
 
 def test_a_header_that_hides_its_size_is_refused_too(counter: Rendered, tmp_path: Path) -> None:

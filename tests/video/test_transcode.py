@@ -324,6 +324,33 @@ def test_dumped_frames_show_their_moments(name: str, folder: Path, tmp_path: Pat
     assert dumped(high, low) is None
 
 
+@pytest.mark.parametrize("count", [16, 19, 23, 28])
+def test_rates_without_end_hit_the_frames(count: int, folder: Path, tmp_path: Path) -> None:
+    """Where a moment is that of a frame, a rate rounded upwards would show the one before."""
+    source = rendered(folder, "h264_b.mp4")
+    times = probe(source).frame_times
+    dump = decode_frames(source, tmp_path / "h", tmp_path / "l", DumpSettings(1.0, count))
+    assert dump.num_frames == count
+    pictures = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "h").glob("*.jpg"))]
+    assert [number_of(p) for p in pictures] == on_screen(times, np.arange(count) / dump.fps)
+
+
+def test_a_cut_keeps_its_sound_to_the_end_of_its_last_picture(tmp_path: Path) -> None:
+    """Slides stay on screen for seconds, and so does what is said to them."""
+    path = tmp_path / "slides.mp4"
+    slides, tone = "testsrc2=s=64x64:r=1/5:d=20", "sine=440:d=20"
+    subprocess.run(
+        [ffmpeg_binary(), "-loglevel", "error", "-f", "lavfi", "-i", slides, "-f", "lavfi"]
+        + ["-i", tone, "-c:v", "libx264", "-bf", "0", "-c:a", "aac", str(path)],
+        check=True,
+    )
+    for start, end, seconds in ((6.0, 9.0, 5.0), (6.0, 12.0, 10.0), (11.0, 20.0, 10.0)):
+        source = Source("file", "s", path)
+        made = cut(source, tmp_path / "cut.mp4", start, end, FAST).info
+        assert made.duration == pytest.approx(seconds, abs=0.01)
+        assert made.audio[0].duration == pytest.approx(seconds, abs=0.06)
+
+
 @pytest.mark.parametrize("ending", ["avi", "asf"])
 @pytest.mark.parametrize("codec", ["libx264", "mpeg1video"])
 def test_sound_keeps_its_place_where_times_are_made_up(

@@ -37,6 +37,10 @@ class OpenCVReader(VerifiedReader):
         path = path_of(source, self.backend)
         if index.whole:
             raise self.refuse(source, "the stream does not decode as its packets promise")
+        if index.interlaced:
+            raise self.refuse(
+                source, "it hands out memory that it never wrote for interlaced frames"
+            )
         if index.container in ("mpeg", "mpegvideo"):
             raise self.refuse(source, "it loses frames at the beginning of program streams")
         return path

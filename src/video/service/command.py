@@ -152,7 +152,8 @@ def serve(options: argparse.Namespace) -> int:
             "serving %s on %s, metrics on port %d",
             options.root, shown_address(options.host, server.port), endpoint.port,
         )  # fmt: skip
-        stop.wait()
+        while not stop.wait(0.5):  # a wait without end may sleep through a signal
+            pass
         log.info("stopping")
         endpoint.close()
         ended = server.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -145,6 +146,17 @@ def test_sigterm_ends_a_server_whatever_calls_are_open(tmp_path: Path, method: b
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
         for connection in (*calls, silent):
             connection.close()
+
+
+def test_sigterm_is_heard_on_whichever_thread_it_arrives(tmp_path: Path) -> None:
+    """The kernel gives it to any thread of a busy server; Python acts on it in the main one."""
+    render(Recipe("v.mp4"), tmp_path)
+    deliver = ctypes.CDLL(None, use_errno=True).tgkill
+    with serving(tmp_path) as (server, _, _):
+        others = sorted(map(int, os.listdir(f"/proc/{server.pid}/task")))
+        others.remove(server.pid)
+        assert deliver(server.pid, others[-1], signal.SIGTERM) == 0
+        assert server.wait(15) == 0
 
 
 def test_strangers_that_take_every_descriptor_are_sent_away(tmp_path: Path) -> None:
