@@ -82,7 +82,8 @@ def open_frames(config: RunConfig, dataset: DatasetConfig, world: World) -> Vide
     """A reader of a data set's videos that several threads may use at once.
 
     `data.frames` says where decoding happens: in this process's threads, in a local pool of
-    processes, or in frame servers (`flight://host:port,...`).
+    processes, or in frame servers (`flight://host:port,...`). Servers show one folder, and an id
+    may mean another video elsewhere: data sets outside it are decoded in a local pool.
 
     Raises:
         ConfigError: an unknown `data.frames` or backend, or no such folder.
@@ -94,6 +95,9 @@ def open_frames(config: RunConfig, dataset: DatasetConfig, world: World) -> Vide
         catalogue = open_catalogue(path, vis_format=dataset.vis_format, videos_low=low)
         cache = index_folder(path)
         return PooledReader(lambda: open_reader(catalogue, data.backend, index_cache=cache))
+    if frames.startswith("flight://") and not _is_served(config, path):
+        _log.warning("%s: decoded here, frame servers show the folder of the first data set", path)
+        frames = "local"
     if frames == "local" or frames.startswith("flight://"):
         from rushes.video.service import open_service_reader
 
@@ -113,6 +117,13 @@ def open_frames(config: RunConfig, dataset: DatasetConfig, world: World) -> Vide
     raise ConfigError(
         f"data.frames={frames!r}: expected inprocess, local or flight://host:port,..."
     )
+
+
+def _is_served(config: RunConfig, videos: Path) -> bool:
+    """Whether frame servers show these videos: they do those of the first data set of the run."""
+    data = config.data
+    first = next(iter((*data.train, *data.validation, *data.test)), None)
+    return first is None or resolve_path(config, first.videos) == videos
 
 
 def index_folder(videos: Path) -> Path | None:

@@ -31,6 +31,9 @@ from rushes.datasets.build import (
 from rushes.datasets.record_store import splits_overlap
 from rushes.distributed import SingleWorld
 from rushes.errors import AnnotationError, ConfigError
+from rushes.video.request import Frames, Request
+from rushes.video.service.process import with_catalogue
+from rushes.video.service.server import FrameServer, ServerOptions
 from tests.helpers import launch
 
 WORLD = SingleWorld()
@@ -234,6 +237,27 @@ def test_unknown_places_of_frames_are_refused(storage: Path) -> None:
     config = _config(storage, "retrieval", "captions.jsonl", data={"frames": "nowhere"})
     with pytest.raises(ConfigError, match=r"data\.frames='nowhere'"):
         FrameSources(config, WORLD).open(config.data.train[0])
+
+
+def test_servers_are_asked_for_their_own_folder_only(storage: Path) -> None:
+    """An id may mean another video in another folder, whose files the servers do not show."""
+    (storage / "others").mkdir(exist_ok=True)
+    (storage / "others" / "v0.mp4").write_bytes((storage / "videos" / "v1.mp4").read_bytes())
+    elsewhere = {"name": "b", "annotations": ["captions.jsonl"], "videos": "others"}
+    served = _config(storage, "retrieval", "captions.jsonl")
+    options = ServerOptions(port=0, num_workers=1, slot_bytes=8 << 20)
+    with FrameServer(with_catalogue(storage / "videos"), options) as server:
+        frames = {"frames": f"flight://127.0.0.1:{server.port}", "validation": [elsewhere]}
+        config = _config(storage, "retrieval", "captions.jsonl", data=frames)
+        sources, plain = FrameSources(config, WORLD), FrameSources(served, WORLD)
+        for dataset in (config.data.train[0], config.data.validation[0]):
+            request = Request("v0", (Frames((1.0,)),))
+            found = sources.open(dataset).read(request).arrays["frames"]
+            wanted = plain.open(dataset).read(request).arrays["frames"]
+            np.testing.assert_array_equal(found, wanted)
+        assert server.counters.get()["reads"] == 1
+        sources.close()
+        plain.close()
 
 
 @pytest.mark.parametrize(
