@@ -22,7 +22,7 @@ from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
 from rushes.video.probe import build_index
 from rushes.video.readers import open_reader
-from rushes.video.request import Frames, Request, Size
+from rushes.video.request import Frames, FrameStatus, Request, Size
 from rushes.video.store_jobs import run_jobs
 
 Status = Literal["ok", "damaged", "refused"]
@@ -66,7 +66,7 @@ class Row:
 
 def examine(source: Source, deep: bool = False, limits: Limits | None = None) -> Row:
     """The report row of one file; never raises for what the file holds."""
-    name = str(source.path) if source.kind == "file" else source.video_id
+    name = source.video_id if source.kind == "bytes" else _path_of(source)
     limits = limits or Limits()
     try:
         if source.kind in ("images", "store"):
@@ -75,6 +75,10 @@ def examine(source: Source, deep: bool = False, limits: Limits | None = None) ->
     except RushesError as error:
         return _refused(name, error)
     return _row(name, index, decoded=deep or index.damage is not None)
+
+
+def _path_of(source: Source) -> str:
+    return str(source.path / source.video_id if source.kind == "store" else source.path)
 
 
 def _refused(name: str, error: RushesError) -> Row:
@@ -114,21 +118,24 @@ def _examine_by_reading(source: Source, deep: bool, limits: Limits) -> Row:
     else:
         catalogue = open_catalogue(source.path, "store")
     reader = open_reader(catalogue, limits=limits)
+    lost = 0
     try:
         info = reader.describe(source.video_id)
         if deep:
             for start in range(0, info.num_frames, _DEEP_FRAMES):
                 times = tuple(info.frame_times[start : start + _DEEP_FRAMES].tolist())
                 small = Frames(times, Size(max(1, info.height // 8), max(1, info.width // 8)))
-                reader.read(Request(source.video_id, (small,)))
+                reply = reader.read(Request(source.video_id, (small,)))
+                lost += int(np.count_nonzero(reply.status["frames"] == FrameStatus.MISSING))
     finally:
         reader.close()
+    damaged = info.damaged or lost > 0
     return Row(
-        str(source.path if source.kind == "images" else source.path / source.video_id),
-        "damaged" if info.damaged else "ok",
-        "undecodable" if info.damaged else "",
+        _path_of(source),
+        "damaged" if damaged else "ok",
+        "undecodable" if damaged else "",
         frames=info.num_frames,
-        frames_decoded=info.num_frames if deep else None,
+        frames_decoded=info.num_frames - lost if deep else None,
         duration=round(info.duration, 6),
         width=info.width,
         height=info.height,

@@ -161,7 +161,7 @@ def test_stores_and_image_folders_are_examined(corpus: Path, tmp_path: Path, dee
     torn.write_bytes(torn.read_bytes()[:200])
     first, second = doctor(open_catalogue(clips), deep, progress=False)
     assert (first.status, first.frames, first.frames_decoded) == ("ok", 3, 3 if deep else None)
-    assert (second.status, second.reason) == (("refused", "undecodable") if deep else ("ok", ""))
+    assert (second.status, second.reason) == (("damaged", "undecodable") if deep else ("ok", ""))
     (clips / "a" / "frames.json").write_text("{}")
     first, _ = doctor(open_catalogue(clips), progress=False)
     assert (first.status, first.reason) == ("refused", "undecodable")

@@ -13,9 +13,10 @@ from tests.video.counter_video import number_of, picture
 
 from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo
 from rushes.video.catalogue import open_catalogue
+from rushes.video.doctor import examine
 from rushes.video.limits import Limits
 from rushes.video.readers import open_reader
-from rushes.video.request import Audio, Box, Frames, Request, Size
+from rushes.video.request import Audio, Box, Frames, FrameStatus, Request, Size
 
 
 @pytest.fixture
@@ -112,3 +113,25 @@ def test_a_rate_that_makes_it_endless_is_refused(folder: Path) -> None:
     (folder / "clip" / "frames.json").write_text('{"fps": 1e-300}')
     with pytest.raises(RefusedVideo, match="limit is 172800 s"):
         open_reader(open_catalogue(folder)).describe("clip")
+
+
+def test_broken_pictures_are_missing_and_the_others_are_read(folder: Path) -> None:
+    catalogue = open_catalogue(folder)
+    (video,) = catalogue.ids()
+    place = catalogue.locate(video).path
+    files = sorted(place.glob("*.jpg"))
+    files[1].write_bytes(files[1].read_bytes()[:150])
+    files[3].write_bytes(b"no picture")
+    reader = open_reader(catalogue)
+    times = reader.describe(video).frame_times
+    reply = reader.read(Request(video, (Frames(tuple(times.tolist())),)))
+    missing = reply.status["frames"] == FrameStatus.MISSING
+    assert np.flatnonzero(missing).tolist() == [1, 3]
+    assert not reply.arrays["frames"][missing].any()
+    assert all(picture.any() for picture in reply.arrays["frames"][~missing])
+    with pytest.raises(UnreadableVideo, match=files[3].name):
+        reader.read(Request(video, (Frames((float(times[3]),)),)))
+    row = examine(catalogue.locate(video), deep=True)
+    assert (row.status, row.reason) == ("damaged", "undecodable")
+    assert (row.frames, row.frames_decoded) == (len(files), len(files) - 2)
+    assert row.path == examine(catalogue.locate(video)).path == str(place)

@@ -32,6 +32,7 @@ from rushes.video.readers.asking import check_request, check_size, frames_at
 from rushes.video.request import (
     Cost,
     Frames,
+    FrameStatus,
     Reply,
     Request,
     Size,
@@ -165,7 +166,11 @@ class ImagesReader:
         return Size(height, width)
 
     def read(self, request: Request) -> Reply:
-        """The named arrays; raises `VideoError` when the folder cannot give them."""
+        """The named arrays; a broken picture is black and MISSING.
+
+        Raises:
+            VideoError: the folder cannot give them; none of the asked pictures can be read.
+        """
         began = time.monotonic()
         deadline = None if request.deadline is None else began + request.deadline
         check_request(request, self.limits)
@@ -174,6 +179,7 @@ class ImagesReader:
         converter = Converter(request.video_id, Size(info.height, info.width), 0)
         reply = Reply(request.video_id, {})
         total, decoded, read = 0, 0, 0
+        broken: UnreadableVideo | None = None
         for output in request.outputs:
             if not isinstance(output, Frames):
                 raise FrameUnavailable(request.video_id, "a folder of images holds frames only")
@@ -186,13 +192,20 @@ class ImagesReader:
             for number in sorted(set(frames.tolist())):
                 check_deadline(request.video_id, deadline)
                 rows = np.flatnonzero(frames == number)
-                read += self._picture(folder, number, output, target, converter, pixels[rows[0]])
-                pixels[rows[1:]] = pixels[rows[0]]
+                first = pixels[rows[0]]
+                try:
+                    read += self._picture(folder, number, output, target, converter, first)
+                except UnreadableVideo as error:
+                    broken, status[rows] = error, FrameStatus.MISSING
+                    continue
+                pixels[rows[1:]] = first
                 decoded += 1
             reply.arrays[output.name] = pixels
             reply.requested[output.name] = asked
             reply.times[output.name] = info.frame_times[frames]
             reply.status[output.name] = status
+        if broken is not None and not decoded:
+            raise broken
         returned = sum(len(array) for array in reply.arrays.values())
         cost = Cost(decoded, returned, read, time.monotonic() - began)
         return Reply(
