@@ -130,7 +130,7 @@ def test_objects_are_where_the_truth_says(footage: Path) -> None:
                 seen_x, seen_y, seen_width = seen_at(picture, thing)
                 assert abs(seen_x - x) < 12
                 assert abs(seen_y - y) < 14
-                assert width - 24 < seen_width < width + 6
+                assert width - 26 * thing.scale < seen_width < width + 6
                 checked += 1
     assert checked >= 40
 

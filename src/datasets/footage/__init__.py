@@ -13,6 +13,6 @@ PREPARE = (
     *("--preset", "veryfast", "--allow-bad"),
 )
 """How the demo and the ablation compress their corpus: options of `rushes prepare`."""
-STORE = ("--grid", "2", "--small", "0.45", "--no-audio", "--fps", "6")
+STORE = ("--grid", "2", "--small", "0.56", "--no-audio", "--fps", "6")
 """How they pack it after that, options of `rushes store`: three full-size frames a second, and the
 others large enough for the low-resolution input even of a portrait video."""
