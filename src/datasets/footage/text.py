@@ -63,40 +63,45 @@ class Wording:
         order: which sentence frame.
         verbs: which paraphrase of each object's motion.
         adjective: per object, "a red star" rather than "a star in red".
-        sizes: per object, whether its size is named.
-
-    The symbol is always named: what captions leave out, nothing that learns from them can know.
+        symbols, sizes: per object, whether they are named.
     """
 
     order: int
     verbs: tuple[int, ...]
     adjective: tuple[bool, ...]
+    symbols: tuple[bool, ...]
     sizes: tuple[bool, ...]
 
 
 def draw_wording(things: Sequence[Thing], rng: random.Random) -> Wording:
-    """A wording at random."""
+    """A wording at random; the symbol of a lone object is always named."""
+    count = len(things)
+    marked = rng.randrange(count) if rng.random() < 0.6 or count == 1 else -1
     return Wording(
-        order=rng.randrange(len(_ORDERS[len(things)])),
+        order=rng.randrange(len(_ORDERS[count])),
         verbs=tuple(rng.randrange(2) for _ in things),
         adjective=tuple(rng.random() < 0.75 for _ in things),
+        symbols=tuple(i == marked for i in range(count)),
         # A size that changes is no name for an object.
         sizes=tuple(t.motion not in ("grows", "shrinks") and rng.random() < 0.3 for t in things),
     )
 
 
-def phrase(thing: Thing, adjective: bool = True, size: bool = False) -> str:
+def phrase(thing: Thing, adjective: bool = True, symbol: bool = False, size: bool = False) -> str:
     """The object as a noun phrase: "a small red star marked K"."""
     words = [thing.size] if size else []
     words += [thing.color, thing.shape] if adjective else [thing.shape, "in", thing.color]
     article = "an" if words[0][0] in "aeiou" else "a"
-    return " ".join([article, *words, "marked", thing.symbol])
+    return " ".join([article, *words] + (["marked", thing.symbol] if symbol else []))
 
 
 def sentence(things: Sequence[Thing], wording: Wording) -> str:
     """The caption that says these objects and events in this wording."""
     parts = {f"v{i}": VERBS[t.motion][wording.verbs[i]] for i, t in enumerate(things)}
-    nouns = [phrase(t, wording.adjective[i], wording.sizes[i]) for i, t in enumerate(things)]
+    nouns = [
+        phrase(t, wording.adjective[i], wording.symbols[i], wording.sizes[i])
+        for i, t in enumerate(things)
+    ]
     return _ORDERS[len(things)][wording.order].format(*nouns, **parts)
 
 
@@ -112,7 +117,9 @@ def transcript(things: Sequence[Thing], rng: random.Random) -> list[Segment]:
     """What a speaker says, one sentence an event, spanning the event."""
     return [
         Segment(
-            rng.choice(_SPOKEN).format(phrase(t), p=PROGRESSIVE[t.motion]),
+            rng.choice(_SPOKEN).format(
+                phrase(t, symbol=rng.random() < 0.5), p=PROGRESSIVE[t.motion]
+            ),
             "transcript",
             t.start,
             t.end,
@@ -212,9 +219,10 @@ def choice(scene: Scene, rng: random.Random) -> Record:
     answer = rng.randrange(5)
     values.insert(answer, getattr(things[index], field))
     wording = draw_wording(things, rng)
+    named = tuple(i == index if field == "symbol" else s for i, s in enumerate(wording.symbols))
     # A wrong motion may be one that changes the size, which then is not named in any option.
     sizes = (False,) * len(things) if field == "motion" else wording.sizes
-    wording = replace(wording, sizes=sizes)
+    wording = replace(wording, symbols=named, sizes=sizes)
     options = []
     for value in values:
         told = list(things)
