@@ -236,3 +236,9 @@ def _add_sound(media: Any, sound: Any, recipe: Recipe) -> None:
         frame.sample_rate, frame.pts, frame.time_base = 48000, begin, Fraction(1, 48000)
         media.mux(sound.encode(frame))
     media.mux(sound.encode(None))
+
+
+def shown(path: Path) -> list[int]:
+    """The number that each decoded frame of a file shows."""
+    with av.open(str(path)) as media:
+        return [number_of(f.to_ndarray(format="rgb24")) for f in media.decode(video=0)]

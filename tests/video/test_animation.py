@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
-from tests.video.counter_video import number_of, picture
+from tests.video.counter_video import picture, shown
 
 from rushes.errors import (
     DecodeTimeout,
@@ -24,12 +23,6 @@ from rushes.video.transcode import (
 )
 
 FAST = Settings(preset="ultrafast", crf=18)
-
-
-def shown(path: Path) -> list[int]:
-    """The number that each decoded frame of a file shows."""
-    with av.open(str(path)) as media:
-        return [number_of(f.to_ndarray(format="rgb24")) for f in media.decode(video=0)]
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])

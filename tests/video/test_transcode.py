@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from tests.video.counter_video import RECIPES, Recipe, number_of, render
+from tests.video.counter_video import RECIPES, Recipe, number_of, render, shown
 
 from rushes.errors import (
     BackendMissing,
@@ -62,12 +62,6 @@ def rendered(folder: Path, name: str) -> Source:
 def recipe_of(name: str) -> Recipe:
     """The recipe of a name."""
     return next(r for r in RECIPES if r.name == name)
-
-
-def shown(path: Path) -> list[int]:
-    """The number that each decoded frame of a file shows."""
-    with av.open(str(path)) as media:
-        return [number_of(f.to_ndarray(format="rgb24")) for f in media.decode(video=0)]
 
 
 def on_screen(times: npt.NDArray[np.float64], moments: npt.NDArray[np.float64]) -> list[int]:
