@@ -127,8 +127,8 @@ def test_a_video_that_kills_workers_twice_is_quarantined(
             pool.read(request_of("hang_1"))
         hung += said.type is DecodeTimeout
         assert hung < 6
-    assert hung >= 2
-    with pytest.raises(Quarantined, match="killed 2 workers"):
+    assert hung >= 2  # three, where the last was asked before the second worker was killed
+    with pytest.raises(Quarantined, match=r"killed [2-6] workers, the limit is 2"):
         pool.read(request_of("hang_1"))
     with pytest.raises(Quarantined, match="signal 11"):
         pool.read(request_of("crash_1", deadline=20.0))
