@@ -14,12 +14,14 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 import pyarrow as pa
@@ -104,6 +106,7 @@ class ServerOptions:
         for flag, seconds in (("--deadline", self.deadline), ("--send-timeout", self.send_timeout)):
             if not 0 < seconds <= MAX_SECONDS:
                 raise ConfigError(f"{flag} {seconds:g}: expected more than 0, at most 86400 s")
+        check_host(self.host)
         if self.host not in LOCAL_HOSTS and not self.token:
             raise ConfigError(
                 f"--host {self.host}: without a token only {sorted(LOCAL_HOSTS)} are served; "
@@ -118,6 +121,22 @@ class ServerOptions:
             except OSError as error:
                 where = shown_address(self.host, self.port)
                 raise ConfigError(f"cannot listen on {where}: {error}") from error
+
+
+def check_host(host: str) -> None:
+    """Raise `ConfigError` for a text that is no host; whether it is one of ours, binding tells.
+
+    gRPC does not know the short forms of IPv4 that the system's resolver takes, and takes an empty
+    host for a mistake of the program: both it tells in words of its own.
+    """
+    if not host.strip():
+        raise ConfigError(f"--host {host!r}: expected an address or a name of this machine")
+    try:
+        host.encode("idna")
+        if re.fullmatch(r"(.*\.)?(\d+|0[xX][0-9a-fA-F]*)", host):  # ends in a number: no name
+            ip_address(host)
+    except ValueError as error:
+        raise ConfigError(f"--host {host!r:.300}: no address and no name: {error}") from None
 
 
 def check_port(flag: str, port: int) -> None:

@@ -56,6 +56,53 @@ def test_what_cannot_be_is_said_with_value_and_limit(flags: str, text: str, tmp_
         main(["--root", str(tmp_path), *flags.format(token=token).split()])
 
 
+def served(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`rushes serve-frames` that ends by itself, because it cannot serve."""
+    token = folder / "token"
+    token.write_text("correct-horse\n")
+    program = [sys.executable, "-m", "rushes.cli", "serve-frames", "--root", str(folder)]
+    return subprocess.run(
+        [*program, "--token-file", str(token), "--workers", "1", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        ("", "--host '': expected an address or a name of this machine"),
+        (" ", "--host ' ': expected an address or a name of this machine"),
+        ("999.1.1.1", "--host '999.1.1.1': no address and no name: "),
+        ("127.1", "--host '127.1': no address and no name: "),
+        ("0", "--host '0': no address and no name: "),
+        ("a..b", "--host 'a..b': no address and no name: "),
+        ("\udcff", "--host '\\udcff': no address and no name: "),
+        ("nowhere.invalid", "cannot listen on nowhere.invalid:"),
+        ("fe80::zz", "cannot listen on [fe80::zz]:"),
+    ],
+)
+def test_hosts_that_are_none_end_it_in_one_line_of_ours(
+    host: str, text: str, tmp_path: Path
+) -> None:
+    done = served(tmp_path, "--host", host, "--port", str(free_port()))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"rushes serve-frames: {text}")
+    assert done.stderr.count("\n") == 1, "gRPC has nothing to say about it"
+
+
+def test_taken_ports_end_it_in_one_line_of_ours(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for flags, what in (
+            (("--port", port), f"cannot listen on 127.0.0.1:{port}"),
+            (("--port", "0", "--metrics-port", port), "cannot serve metrics on 127.0.0.1 port"),
+        ):
+            done = served(tmp_path, *flags)
+            assert done.returncode == 1
+            assert done.stderr.startswith(f"rushes serve-frames: {what}")
+            assert "in use" in done.stderr
+
+
 def has_ipv6() -> bool:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
