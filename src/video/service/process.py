@@ -15,11 +15,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rushes.errors import ServiceError
+from rushes.errors import ServiceError, StorageError
+from rushes.log import get_logger
 from rushes.video.service import wire
 from rushes.video.service.limits import RequestLimits
 from rushes.video.service.slots import SlotPool
 from rushes.video.service.worker import OUT_OF_MEMORY
+
+log = get_logger(__name__)
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 _START = (
@@ -78,7 +81,8 @@ def with_catalogue(
     """Workers that read a catalogue; its path is made absolute.
 
     Videos that a worker keeps open take a share of its memory limit, so that many good ones
-    together do not look like one that outgrows it.
+    together do not look like one that outgrows it. Where `index_cache` cannot be used the log says
+    so, and they do without.
     """
     arguments = {
         "catalogue_path": str(Path(catalogue_path).absolute()),
@@ -86,9 +90,28 @@ def with_catalogue(
         "videos_low": None if videos_low is None else str(Path(videos_low).absolute()),
         "backend": backend,
         "open_bytes": memory_limit // _OPEN_SHARE or None,
-        "index_cache": None if index_cache is None else str(Path(index_cache).absolute()),
+        "index_cache": None if index_cache is None else _usable_cache(Path(index_cache).absolute()),
     }
     return WorkerSpec(arguments=arguments, memory_limit=memory_limit)
+
+
+def _usable_cache(folder: Path) -> str | None:
+    """The folder as workers are told it; None where indexes cannot be kept there.
+
+    Tried here, once: a worker would find out at its first video, and fail that and all others for
+    what only makes them quicker.
+    """
+    from rushes.video.probe_cache import ProbeCache
+
+    cache = ProbeCache(folder)
+    try:
+        cache.get(b"")
+    except StorageError as error:
+        log.warning("every start reads the files' packets anew, nothing is kept: %s", error)
+        return None
+    finally:
+        cache.close()
+    return str(folder)
 
 
 class WorkerProcess:

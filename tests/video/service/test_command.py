@@ -155,6 +155,60 @@ def test_a_reader_of_the_status_that_leaves_early(
     assert done.returncode == 0
 
 
+def in_the_way(folder: Path) -> Path:
+    cache = folder / "cache"
+    cache.write_text("a file")
+    return cache
+
+
+def below_a_file(folder: Path) -> Path:
+    return in_the_way(folder) / "index"
+
+
+def damaged(folder: Path) -> Path:
+    cache = folder / "cache"
+    cache.mkdir()
+    (cache / "data.mdb").write_bytes(b"x" * 8192)
+    return cache
+
+
+def read_only(folder: Path) -> Path:
+    cache = folder / "cache"
+    cache.mkdir(mode=0o500)
+    if os.access(cache, os.W_OK):
+        pytest.skip("root writes everywhere")
+    return cache
+
+
+@pytest.mark.parametrize("unusable", [in_the_way, below_a_file, damaged, read_only])
+def test_an_index_cache_that_cannot_be_is_told_once_and_done_without(
+    unusable: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    render(Recipe("v.mp4"), videos)
+    cache = unusable(tmp_path)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "rushes.cli", "serve-frames", "--root", str(videos), "--port",
+         str(free_port()), "--metrics-port", "0", "--index-cache", str(cache)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stderr is not None
+    with server.stderr:
+        try:
+            said = [server.stderr.readline(), server.stderr.readline()]
+            assert f"nothing is kept: {cache}: no index cache: " in said[0], said
+            address = said[1].split(" on ")[1].split(",")[0]
+            with open_service_reader(f"flight://{address}", tmp_path / "nowhere") as reader:
+                for _ in range(3):
+                    reply = reader.read(Request("v", (Frames((0.1,), Size(8, 8)),)))
+                    assert reply.arrays["frames"].shape == (1, 8, 8, 3)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(10) == 0
+        assert "index cache" not in server.stderr.read()
+
+
 def health(endpoint: MetricsEndpoint) -> int:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/healthz", timeout=5) as got:
