@@ -14,7 +14,7 @@ from rushes.errors import VideoReason
 from rushes.video.packets import PacketFlag
 from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
 
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 """Raised whenever a cached index of an older version would be read wrongly."""
 
 NO_TIME = np.iinfo(np.int64).min

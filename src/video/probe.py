@@ -22,13 +22,14 @@ from rushes.video.request import AudioTrack, SubtitleTrack, VideoInfo
 from rushes.video.timeline import (
     DECODE_TIMES_ONLY,
     ascending,
+    crossings,
     display_order,
     durations_end,
     known_times,
     start_time,
     times_of_output,
 )
-from rushes.video.truth import decode_everything
+from rushes.video.truth import STRAY, check_clock, decode_everything
 
 __all__ = ["Limits", "ProbeCache", "build_index", "check_limits", "fence", "probe", "source_of"]
 
@@ -156,6 +157,7 @@ def fence(
     if not truth.error or (index.flags & PacketFlag.BIPREDICTED).any():
         told = times_of_output(truth.frame_packets, index.pts)
     pts = index.pts if told is None else told
+    check_clock(source.video_id, pts[truth.frame_packets], damaged=damage is not None)
     times, order = display_order(
         truth.frame_packets, pts, index.dts, index.time_base, index.info.fps or 25.0
     )
@@ -276,7 +278,9 @@ def _assemble(
     hidden = flags & (PacketFlag.HIDDEN | PacketFlag.DISCARD)
     shown = np.flatnonzero(hidden == 0).astype(np.int64)
     times, order = display_order(shown, pts, dts, time_base, rate)
-    packets.doubtful_order = reorders and ascending(pts[shown])
+    # No picture that comes before a key frame is shown after it, unless the clock begins anew.
+    restarts = (crossings(pts)[(flags & PacketFlag.KEY) > 0] > STRAY).any()
+    packets.doubtful_order = (reorders and ascending(pts[shown])) or bool(restarts)
     frame_packets = shown[order]
     last = packets.durations[frame_packets[-1]] * time_base if len(shown) else 0.0
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0

@@ -74,6 +74,32 @@ def times_of_output(frame_packets: IntArray, pts: IntArray) -> IntArray | None:
     return told
 
 
+def crossings(stamps: IntArray) -> IntArray:
+    """How many of the pictures before each place are shown after pictures from there on.
+
+    One stamp that lies, however far, counts once; a clock that begins anew counts about half of
+    the pictures of the shorter part.
+
+    Args:
+        stamps: presentation times in any order `N`; those that are unknown are drawn on the line
+            between their neighbours.
+
+    Returns:
+        Counts `N`.
+    """
+    known = np.flatnonzero(stamps != NO_TIME)
+    count = np.arange(len(stamps))
+    if not len(known):
+        return np.zeros(len(stamps), np.int64)
+    order = np.argsort(np.interp(count, known, stamps[known].astype(np.float64)), kind="stable")
+    places = np.empty_like(order)
+    places[order] = count
+    # A picture has come and is on the right side of the border once both its places are passed.
+    settled = np.bincount(np.maximum(places, count) + 1, minlength=len(stamps) + 1)
+    crossed: IntArray = count - np.cumsum(settled)[:-1]
+    return crossed
+
+
 def start_time(frame_packets: IntArray, pts: IntArray, dts: IntArray, time_base: float) -> float:
     """Seconds at which the first frame is shown, in the container's clock; 0 where it has none.
 

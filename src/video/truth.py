@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 from av.error import FFmpegError
 
+from rushes.errors import UnreadableVideo
 from rushes.video.catalogue import Source
 from rushes.video.index import VideoIndex
 from rushes.video.limits import Limits
 from rushes.video.media import MAX_REORDER, check_picture, open_media, packets_of
 from rushes.video.packets import PacketFlag
-from rushes.video.timeline import ascending
+from rushes.video.timeline import ascending, crossings
+
+STRAY = 2
+"""Frames whose time stamps may lie in a sound file."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,28 @@ def decode_everything(
     kept = discarded == 0
     concealed = concealed | _after_errors(index, bad)[frame_packets] if len(packets) else concealed
     return Truth(frame_packets[kept], concealed[kept], error)
+
+
+def check_clock(video: str, stamps: npt.NDArray[np.int64], damaged: bool) -> None:
+    """Refuse a file whose clock begins anew on its way: its parts would be shown at once.
+
+    Args:
+        video: id, for the error.
+        stamps: presentation times in the order in which the decoder gives frames `N`.
+        damaged: what is left of such a stream may come out a little late.
+
+    Raises:
+        UnreadableVideo: `undecodable`.
+    """
+    crossed, limit = crossings(stamps), MAX_REORDER if damaged else STRAY
+    place = int(crossed.argmax())
+    if crossed[place] > limit:
+        detail = (
+            f"its clock goes back at frame {place}: {crossed[place]} frames before it are stamped "
+            f"later than frames that follow, the limit is {limit}; what was joined byte by byte is "
+            "joined rightly by ffmpeg -f concat"
+        )
+        raise UnreadableVideo(video, detail)
 
 
 def _after_errors(index: VideoIndex, bad: list[int]) -> npt.NDArray[np.bool_]:
