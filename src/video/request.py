@@ -21,6 +21,9 @@ from rushes.errors import ConfigError
 TIME_SLACK = 1e-6
 """A moment belongs to [pts - slack, next pts - slack), in seconds."""
 
+MAX_DEADLINE = 86400.0
+"""Seconds that a read may be given; None is for those that may take for ever."""
+
 Policy = Literal["strict", "repeat_last"]
 Resample = Literal["area", "bilinear", "bicubic", "nearest"]
 
@@ -111,7 +114,8 @@ class Request:
         video_id: the catalogue maps it to bytes, on whichever side decodes. Never a path or URL.
         outputs: each under its own name.
         policy: "strict" raises `FrameUnavailable` past the end; "repeat_last" repeats and says so.
-        deadline: seconds that the whole read may take; None waits.
+        deadline: seconds that the whole read may take, more than 0 and at most `MAX_DEADLINE`;
+            None waits.
         fixed: the same will be asked again (evaluation), so that a reply is worth keeping.
     """
 
@@ -120,6 +124,24 @@ class Request:
     policy: Policy = "repeat_last"
     deadline: float | None = None
     fixed: bool = False
+
+    def __post_init__(self) -> None:
+        check_deadline(self.deadline, self.video_id)
+
+
+def check_deadline(deadline: float | None, of: str) -> None:
+    """Raise `ConfigError` for a deadline that is no time.
+
+    Args:
+        deadline: seconds; None leaves it to whoever decodes.
+        of: what it belongs to, for the text.
+    """
+    plain = isinstance(deadline, int | float)
+    if deadline is None or (plain and 0 < deadline <= MAX_DEADLINE):
+        return
+    raise ConfigError(
+        f"{of}: deadline={deadline!r:.80}: expected more than 0 s, at most {MAX_DEADLINE:g} s"
+    )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rushes.video.store_format import StoreSettings
 BACKENDS = ["pyav", "decord", "opencv", "torchcodec", "images", "store"]
 NAN, INF = math.nan, math.inf
 WRONG: list[tuple[Output, type[RushesError], str]] = [
-    (Frames((0.0,), Size(20_000, 20_000)), RefusedVideo, "20000x20000 .* 36000000"),
+    (Frames((0.0,), Size(20_000, 20_000)), RefusedVideo, "20000x20000 .* 16384 a side"),
     (Frames((0.0,), Size(2, 200_000)), RefusedVideo, "2x200000 .* 16384 a side"),
     (Frames((0.0,), Size(6001, 6001)), RefusedVideo, "6001x6001 .* 36000000"),
     (Frames((0.0,), Size(0, 5)), RefusedVideo, r"\(0, 5\)"),

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rushes.errors import ConfigError, FrameUnavailable, RefusedVideo
+from rushes.errors import FrameUnavailable, RefusedVideo
+from rushes.video.asked import checked
 from rushes.video.convert import Converter
 from rushes.video.index import VideoIndex
-from rushes.video.limits import AUDIO_RATES, MAX_SIDE, Limits
+from rushes.video.limits import Limits
 from rushes.video.request import (
     TIME_SLACK,
-    Audio,
     Frames,
     FrameStatus,
-    Policy,
     Request,
-    Resample,
     Size,
     VideoInfo,
 )
-
-_MAX_SECONDS = 1e9
-"""Thirty years: beyond, seconds cannot be told in the ticks of a file."""
 
 
 @dataclass
@@ -70,13 +64,11 @@ def frames_at(
         video: id, for errors.
         policy: "strict" refuses times outside the video.
         info: times of the frames.
-        times: asked seconds `T`.
+        times: asked seconds `T`, finite.
 
     Raises:
         FrameUnavailable: policy strict and a time before the first frame or after the last.
     """
-    if times.ndim != 1 or not np.isfinite(times).all():
-        raise FrameUnavailable(video, f"times must be finite seconds, got {times.tolist()[:8]}")
     before, after = times < -TIME_SLACK, times >= info.duration - TIME_SLACK
     outside = before | after
     if policy == "strict" and outside.any():
@@ -112,53 +104,17 @@ def check_request(request: Request, limits: Limits) -> None:
     """Refuse what no backend could answer; every reader calls this first.
 
     Raises:
-        ConfigError: a word or a number that means nothing, or two outputs of one name.
-        FrameUnavailable: a window of sound without ends.
-        RefusedVideo: `over_limit`, a picture too large.
+        ConfigError, FrameUnavailable, RefusedVideo: as `checked` does for every road to a video.
+        RefusedVideo: `over_limit`, a picture larger than `limits` allow.
     """
-    video, names = request.video_id, [output.name for output in request.outputs]
-    if request.policy not in get_args(Policy):
-        known = " or ".join(get_args(Policy))
-        raise ConfigError(f"{video}: policy={request.policy!r}: expected {known}")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{video}: two outputs of one name among {names}")
-    if request.deadline is not None and math.isnan(request.deadline):
-        raise ConfigError(f"{video}: deadline={request.deadline}: expected seconds or None")
-    for output in request.outputs:
-        if isinstance(output, Frames):
-            _check_frames(video, output, limits)
-        elif isinstance(output, Audio):
-            _check_audio(video, output)
-        elif math.isnan(output.start) or math.isnan(output.end):
-            raise FrameUnavailable(video, f"rows of [{output.start}, {output.end}) s were asked")
-
-
-def _check_frames(video: str, output: Frames, limits: Limits) -> None:
-    if output.resample not in get_args(Resample):
-        known = ", ".join(get_args(Resample))
-        raise ConfigError(f"{video}: resample={output.resample!r}: expected one of {known}")
-    if output.size is None:
-        return
-    height, width = output.size
-    if height * width > limits.max_pixels or max(height, width) > MAX_SIDE:
-        raise RefusedVideo(
-            video,
-            f"frames of {height}x{width} pixels were asked, the limit is {limits.max_pixels} "
-            f"pixels and {MAX_SIDE} a side",
-        )
-
-
-def _check_audio(video: str, output: Audio) -> None:
-    window = f"[{output.start}, {output.end}) s of sound"
-    if not (abs(output.start) <= _MAX_SECONDS and abs(output.end) <= _MAX_SECONDS):
-        detail = f"{window} were asked, the limit is {_MAX_SECONDS:g} s"
-        raise FrameUnavailable(video, detail)
-    if output.end < output.start:
-        raise FrameUnavailable(video, f"{window} end before they begin")
-    low, high = AUDIO_RATES
-    if not low <= output.rate <= high:
-        detail = f"sound at {output.rate} Hz was asked, the limits are {low} and {high} Hz"
-        raise RefusedVideo(video, detail)
+    for output in checked(request).outputs:
+        if not isinstance(output, Frames) or output.size is None:
+            continue
+        height, width = output.size
+        if height * width > limits.max_pixels:
+            asked = f"frames of {height}x{width} pixels were asked"
+            detail = f"{asked}, the limit is {limits.max_pixels} pixels"
+            raise RefusedVideo(request.video_id, detail)
 
 
 def check_size(video: str, size: int, limits: Limits) -> None:

@@ -55,7 +55,7 @@ def open_service_reader(
         ServiceError: a server wants another token.
         StorageError: there is nothing at `catalogue_path` ("local").
     """
-    from rushes.video.service.asked import check_deadline
+    from rushes.video.request import check_deadline
     from rushes.video.service.pool import PoolReader
     from rushes.video.service.process import with_catalogue
 

@@ -17,9 +17,9 @@ from hashlib import blake2b
 
 from rushes.errors import ConfigError, DecodeTimeout, MissingVideo, RushesError, ServiceError
 from rushes.log import get_logger
-from rushes.video.request import Reply, Request, VideoInfo
+from rushes.video.asked import check_id, checked
+from rushes.video.request import Reply, Request, VideoInfo, check_deadline
 from rushes.video.service import wire
-from rushes.video.service.asked import check_deadline, check_id, checked
 from rushes.video.service.cache import SharedReads
 from rushes.video.service.jobs import Counters
 from rushes.video.service.pool import PoolReader

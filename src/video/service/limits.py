@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
-from rushes.errors import ConfigError, FrameUnavailable, RefusedVideo
+from rushes.errors import ConfigError, RefusedVideo
+from rushes.video.asked import checked
 from rushes.video.request import Audio, Features, Frames, Request, Size
 
 _BYTES = re.compile("[\ud800-\udfff]")
@@ -37,54 +36,41 @@ class RequestLimits:
     max_text: int = 1024
 
     def check(self, request: Request) -> None:
-        """Judge a request as far as it tells.
+        """Judge how much a request asks, as far as it tells.
 
         Raises:
             RefusedVideo: too much, with the value and the limit.
-            FrameUnavailable, ConfigError: it means nothing, as in process.
+            ConfigError: a deadline longer than a server allows.
+            ConfigError, FrameUnavailable, RefusedVideo: it means nothing, as in process.
         """
         check_id(request.video_id, self.max_text)
+        request = checked(request)
         video = request.video_id
         self._most(video, len(request.outputs), self.max_outputs, "outputs")
         names = [output.name for output in request.outputs]
         names += [output.track for output in request.outputs if isinstance(output, Features)]
         self._most(video, max(map(len, names), default=0), self.max_text, "characters of a name")
-        if len({output.name for output in request.outputs}) != len(request.outputs):
-            raise ConfigError(f"{video}: two outputs have one name: {names}")
         frames = [output for output in request.outputs if isinstance(output, Frames)]
         self._most(video, sum(len(f.times) for f in frames), self.max_frames, "frames")
-        if request.deadline is not None and not 0 < request.deadline <= self.max_deadline:
-            limit = f"more than 0 s, at most {self.max_deadline:g} s"
+        if request.deadline is not None and request.deadline > self.max_deadline:
+            limit = f"at most {self.max_deadline:g} s"
             raise ConfigError(f"{video}: deadline={request.deadline!r}: a server allows {limit}")
         for output in request.outputs:
             if isinstance(output, Frames):
-                self._check_frames(video, output)
+                size = asked_size(output, None)
+                if size is not None:
+                    self._check_picture(video, size)
             else:
                 self._check_span(video, output)
         self._most(video, reply_bytes(request), self.max_bytes, "bytes of reply")
 
-    def _check_frames(self, video: str, frames: Frames) -> None:
-        if not np.isfinite(frames.times).all():
-            raise FrameUnavailable(video, "a time is not finite")
-        if frames.crop and min(frames.crop) < 0:
-            raise RefusedVideo(video, f"size {frames.size}, crop {frames.crop}")
-        size = asked_size(frames, None)
-        if size is not None:
-            self._check_picture(video, size)
-
     def _check_picture(self, video: str, size: Size) -> None:
         height, width = size
-        if height < 1 or width < 1:
-            raise RefusedVideo(video, f"size {height}x{width}")
         self._most(video, max(height, width), self.max_side, "pixels a side")
         self._most(video, height * width, self.max_pixels, "pixels a frame")
 
     def _check_span(self, video: str, output: Audio | Features) -> None:
-        if not np.isfinite([output.start, output.end]).all() or output.end < output.start:
-            raise FrameUnavailable(video, f"from {output.start} s to {output.end} s")
         self._most(video, output.end - output.start, self.max_seconds, f"seconds of {output.name}")
-        if isinstance(output, Audio) and output.rate < 1:
-            raise RefusedVideo(video, f"{output.rate} Hz, at least 1")
         if isinstance(output, Audio):
             self._most(video, output.rate, self.max_rate, "Hz")
 

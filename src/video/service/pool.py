@@ -18,9 +18,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import cast
 
 from rushes.errors import RushesError, ServiceError
-from rushes.video.request import Reply, Request, VideoInfo
+from rushes.video.asked import check_id, checked
+from rushes.video.request import Reply, Request, VideoInfo, check_deadline
 from rushes.video.service import wire
-from rushes.video.service.asked import check_deadline, check_id, checked
 from rushes.video.service.cache import SharedReads
 from rushes.video.service.jobs import Counters, Job, JobQueue
 from rushes.video.service.keeper import Keeper

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -20,17 +21,28 @@ from rushes.errors import (
     ConfigError,
     FrameUnavailable,
     MissingVideo,
+    RefusedVideo,
     RushesError,
     ServiceError,
     WorkerDied,
 )
+from rushes.video.asked import checked
 from rushes.video.catalogue import open_catalogue
 from rushes.video.readers import open_reader
-from rushes.video.request import Audio, Box, Features, Frames, Request, Size, VideoReader
+from rushes.video.request import (
+    Audio,
+    Box,
+    Features,
+    Frames,
+    FrameStatus,
+    Request,
+    Size,
+    VideoReader,
+)
 from rushes.video.service import keeper as keepers
 from rushes.video.service import wire
-from rushes.video.service.asked import checked
 from rushes.video.service.client import ServiceReader
+from rushes.video.service.limits import RequestLimits
 from rushes.video.service.pool import PoolReader
 from rushes.video.service.process import with_catalogue
 from rushes.video.service.server import FrameServer
@@ -70,26 +82,68 @@ def error_of(reader: VideoReader, request: Request) -> RushesError:
     return caught.value
 
 
+def frames(*times: Any, **others: Any) -> dict[str, Any]:
+    return {"outputs": (Frames(times, **{"size": Size(8, 8), **others}),)}
+
+
+def one(output: Any) -> dict[str, Any]:
+    return {"outputs": (output,)}
+
+
 ALIKE: list[tuple[dict[str, Any], type[RushesError]]] = [
     ({"policy": "whatever"}, ConfigError),
-    ({"outputs": (Frames((0.1,), Size(8, 8), resample="x"),)}, ConfigError),  # type: ignore[arg-type]
     ({"outputs": (*SMALL, *SMALL)}, ConfigError),
-    ({"deadline": NAN}, ConfigError),
-    ({"outputs": (Frames((NAN,), Size(8, 8)),)}, FrameUnavailable),
-    ({"outputs": (Audio(NAN, 1.0),)}, FrameUnavailable),
-    ({"outputs": (Audio(2.0, 1.0),)}, FrameUnavailable),
-    ({"outputs": (Features("clip", NAN, 1.0),)}, FrameUnavailable),
+    ({"outputs": SMALL[0]}, ConfigError),
+    ({"video_id": 5}, ConfigError),
+    ({"video_id": None}, ConfigError),
+    (one(None), ConfigError),
+    (frames(0.1, resample="x"), ConfigError),
+    (frames(0.1, name=3), ConfigError),
+    (frames("a"), ConfigError),
+    (frames(None), ConfigError),
+    (frames((0.1,)), ConfigError),
+    (one(Frames(None, Size(8, 8))), ConfigError),  # type: ignore[arg-type]
+    (frames(0.1, size=Size(8.0, 8)), ConfigError),  # type: ignore[arg-type]
+    (frames(0.1, size=Size(8, NAN)), ConfigError),  # type: ignore[arg-type]
+    (frames(0.1, size=Size("8", 8)), ConfigError),  # type: ignore[arg-type]
+    (frames(0.1, size=Size(True, 8)), ConfigError),
+    (frames(0.1, size=Size(0, 8)), RefusedVideo),
+    (frames(0.1, size=Size(8, -3)), RefusedVideo),
+    (frames(0.1, size=Size(16_385, 1)), RefusedVideo),
+    (frames(0.1, size=Size(10**30, 1)), RefusedVideo),
+    (frames(0.1, crop=Box(0.0, 0, 8, 8)), ConfigError),  # type: ignore[arg-type]
+    (frames(0.1, crop=Box(0, -1, 8, 8)), RefusedVideo),
+    (frames(0.1, crop=Box(0, 0, 0, 8)), RefusedVideo),
+    (frames(0.1, crop=Box(0, 10**30, 8, 8)), RefusedVideo),
+    (frames(0.1, NAN), FrameUnavailable),
+    (frames(INF), FrameUnavailable),
+    (frames(-INF), FrameUnavailable),
+    ({**frames(-1.0), "policy": "strict"}, FrameUnavailable),
+    (one(Audio(NAN, 1.0)), FrameUnavailable),
+    (one(Audio(0.0, INF)), FrameUnavailable),
+    (one(Audio(2.0, 1.0)), FrameUnavailable),
+    (one(Audio("a", 1.0)), ConfigError),  # type: ignore[arg-type]
+    (one(Audio(0.0, 1.0, 0)), RefusedVideo),
+    (one(Audio(0.0, 1.0, 16000.5)), ConfigError),  # type: ignore[arg-type]
+    (one(Features("clip", NAN, 1.0)), FrameUnavailable),
+    (one(Features("clip", 0.0, INF)), FrameUnavailable),
+    (one(Features("clip", 2.0, 1.0)), FrameUnavailable),
+    (one(Features(3, 0.0, 1.0)), ConfigError),  # type: ignore[arg-type]
     ({"video_id": "\udcff"}, MissingVideo),
     ({"video_id": "\ud800"}, MissingVideo),
 ]
 
 
-def test_one_cause_has_one_class_on_every_backend(ends: Ends) -> None:
+def test_one_cause_has_one_class_and_one_text_on_every_backend(ends: Ends) -> None:
     for changes, kind in ALIKE:
         request = replace(Request("v", SMALL), **changes)
-        for reader in ends[:3]:
-            assert type(error_of(reader, request)) is kind, changes
+        errors = [error_of(reader, request) for reader in ends[:3]]
+        assert [type(error) for error in errors] == [kind] * 3, changes
+        assert len({str(error) for error in errors}) == 1, errors
     assert ends.flight.counters.get().get("refused_busy", 0) == 0
+    before = replace(Request("v", SMALL), **frames(-1.0))  # the policy repeats the first
+    for reader in ends[:3]:
+        assert reader.read(before).status["frames"].tolist() == [FrameStatus.REPEATED]
     for name in ("\udcff", "caf\u00e9"):
         named = Request("v", (replace(SMALL[0], name=name),))
         expected = ends.inprocess.read(named).arrays[name]
@@ -97,21 +151,33 @@ def test_one_cause_has_one_class_on_every_backend(ends: Ends) -> None:
             assert (reader.read(named).arrays[name] == expected).all()
 
 
+@pytest.mark.parametrize("changes", [changes for changes, _ in ALIKE[:-2]])
+def test_a_server_judges_for_itself(changes: dict[str, Any]) -> None:
+    request = replace(Request("v", SMALL), **changes)
+    if request.policy == "strict":
+        RequestLimits().check(request)  # only the video knows
+        return
+    with pytest.raises(RushesError) as here:
+        checked(request)
+    if isinstance(request.video_id, str):
+        with pytest.raises(type(here.value), match=re.escape(str(here.value))):
+            RequestLimits().check(request)
+
+
 @pytest.mark.parametrize("deadline", [NAN, INF, -INF, 0, -1.0, 1e12, "soon"])
-def test_deadlines_that_are_no_time_are_refused_alike(ends: Ends, deadline: Any) -> None:
-    texts = set()
-    for reader in (ends.local, ends.flight):
-        error = error_of(reader, Request("v", SMALL, deadline=deadline))
-        assert type(error) is ConfigError
-        texts.add(str(error))
-        with pytest.raises(ConfigError, match="at most 86400 s"):
-            reader.submit(Request("v", SMALL, deadline=deadline))
-    assert texts == {
-        f"v: deadline={deadline!r}: decoding in other processes needs more than 0 s, "
-        "at most 86400 s"
-    }
+def test_a_request_with_a_deadline_that_is_no_time_cannot_be_made(deadline: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Request("v", SMALL, deadline=deadline)
+    expected = f"v: deadline={deadline!r}: expected more than 0 s, at most 86400 s"
+    assert str(caught.value) == expected
+
+
+def test_deadlines_of_others_are_judged_where_they_arrive(ends: Ends) -> None:
     with pytest.raises(ConfigError, match="at most 86400 s"):
-        ends.local.describe("v", deadline)
+        ends.local.describe("v", INF)
+    plain = {**wire.encode_request(Request("v", SMALL)), "deadline": NAN}
+    with pytest.raises(ConfigError, match="deadline=nan"):
+        wire.decode_request(plain)
 
 
 @pytest.mark.parametrize("deadline", [NAN, INF, 0.0, 1e9])
@@ -120,25 +186,6 @@ def test_readers_with_such_a_deadline_are_not_opened(deadline: float) -> None:
         ServiceReader(["127.0.0.1:1"], deadline=deadline)
     with pytest.raises(ConfigError, match="at most 86400 s"):
         PoolReader(with_catalogue("nowhere"), 1, deadline=deadline)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"outputs": (Frames((0.1,), Size(8.0, 8)),)},  # type: ignore[arg-type]
-        {"outputs": (Frames(("a",), Size(8, 8)),)},  # type: ignore[arg-type]
-        {"outputs": (Frames(None, Size(8, 8)),)},  # type: ignore[arg-type]
-        {"outputs": (Audio(0.0, 1.0, 16000.5),)},  # type: ignore[arg-type]
-        {"outputs": (Frames((0.1,), Size(8, 8), name=3),)},  # type: ignore[arg-type]
-        {"outputs": (None,)},
-        {"outputs": SMALL[0]},
-        {"video_id": 5},
-        {"video_id": None},
-    ],
-)
-def test_values_of_no_kind_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        checked(replace(Request("v", SMALL), **changes))
 
 
 def test_sizes_and_crops_say_what_they_are() -> None:

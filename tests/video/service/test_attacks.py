@@ -145,7 +145,7 @@ def test_files_that_point_elsewhere(client: ServiceReader, video: str) -> None:
         (Frames((0.1,), Size(8192, 8192)), "8192 pixels a side in one request, at most 4096"),
         (Frames((0.1,), None, Box(0, 0, 8192, 8192)), "8192 pixels a side"),
         (Frames((0.1,) * 1000, Size(1080, 1920)), "bytes of reply in one request, at most"),
-        (Frames((float("nan"),), Size(8, 8)), "not finite"),
+        (Frames((float("nan"),), Size(8, 8)), "finite seconds"),
         (Audio(0.0, 1e9), "seconds of audio"),
     ],
 )

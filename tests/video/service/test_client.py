@@ -106,7 +106,7 @@ def test_a_deadline_beyond_what_servers_allow_is_no_error(
 @pytest.mark.parametrize("deadline", [0.0, -1.0, float("nan"), float("inf")])
 def test_deadlines_that_are_no_time(deadline: float, tmp_path: Path) -> None:
     for frames in ("local", "flight://127.0.0.1:1"):
-        with pytest.raises(ConfigError, match="needs more than 0 s, at most 86400 s"):
+        with pytest.raises(ConfigError, match="expected more than 0 s, at most 86400 s"):
             open_service_reader(frames, tmp_path, deadline=deadline)
 
 

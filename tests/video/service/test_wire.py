@@ -155,10 +155,10 @@ def asking(*outputs: Any, video: str = "v", deadline: float | None = None) -> Re
         (asking(Frames((0.0,), Size(8192, 8192))), "8192 pixels a side"),
         (asking(Frames((0.0,), Size(4096, 4096))), "16777216 pixels a frame"),
         (asking(Frames((0.0,) * 100, Size(1080, 1920))), "bytes of reply"),
-        (asking(Frames((0.0,), Size(0, 4))), "size 0x4"),
+        (asking(Frames((0.0,), Size(0, 4))), r"an output of \(0, 4\) pixels"),
         (asking(Audio(0.0, 1e6)), "seconds of audio"),
         (asking(Audio(0.0, 1.0, 10**9)), "Hz"),
-        (asking(Audio(0.0, 1.0, -5)), "-5 Hz, at least 1"),
+        (asking(Audio(0.0, 1.0, -5)), "-5 Hz .* limits are 100 and"),
         (asking(Audio(0.0, 1.0, 8000, "x" * 5000)), "5000 characters of a name"),
         (asking(*[Audio(0, 1, 8000, str(i)) for i in range(99)]), "99 outputs"),
         (asking(video="x" * 2000), "2000 characters"),
@@ -173,11 +173,10 @@ def test_limits_tell_value_and_limit(request_: Request, text: str) -> None:
 @pytest.mark.parametrize(
     ("request_", "kind", "text"),
     [
-        (asking(Frames((math.nan,))), FrameUnavailable, "not finite"),
-        (asking(Audio(2.0, 1.0)), FrameUnavailable, "from 2.0 s to 1.0 s"),
+        (asking(Frames((math.nan,))), FrameUnavailable, "finite seconds, got .nan"),
+        (asking(Audio(2.0, 1.0)), FrameUnavailable, r"\[2.0, 1.0\) s of sound end before"),
         (asking(Frames((0.0,)), Frames((0.0,))), ConfigError, "one name"),
-        (asking(deadline=1e9), ConfigError, "at most 600 s"),
-        (asking(deadline=-1.0), ConfigError, "deadline=-1.0"),
+        (asking(deadline=700.0), ConfigError, "deadline=700.0.*at most 600 s"),
     ],
 )
 def test_what_means_nothing_is_no_matter_of_limits(
