@@ -15,15 +15,11 @@ from av.error import FFmpegError
 
 from rushes.errors import RefusedVideo, UnreadableVideo, VideoReason
 from rushes.video.catalogue import Source
+from rushes.video.endings import cut_short
 from rushes.video.limits import Limits
-from rushes.video.sniff import HEAD_BYTES, cut_short, sniff
+from rushes.video.sniff import HEAD_BYTES, sniff
 
 _FORMAT_NAMES = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
-
-_GIF_END = b"\0\x3b"
-"""The end of the last block and of the file."""
-_GIF_TAIL = 64
-"""Bytes in which it must lie; some programs write a little more after it."""
 
 
 class Bytes:
@@ -77,31 +73,7 @@ def check_bytes(source: Source, content: Bytes, limits: Limits) -> tuple[str, bo
         raise RefusedVideo(
             source.video_id, f"{content.size} bytes, the limit is {limits.max_bytes}"
         )
-    if container == "mov":
-        return container, _boxes_cut_short(content)
-    if container == "gif":
-        return container, _GIF_END not in content.read(max(0, content.size - _GIF_TAIL), _GIF_TAIL)
-    return container, cut_short(container, head, content.size)
-
-
-def _boxes_cut_short(content: Bytes) -> bool:
-    """Walk the outermost boxes of an MP4: the last one must end inside the file."""
-    position = 0
-    for _ in range(100_000):
-        head = content.read(position, 16)
-        if len(head) < 8:
-            return False
-        size = int.from_bytes(head[:4], "big")
-        if size == 1 and len(head) == 16:
-            size = int.from_bytes(head[8:], "big")
-        if size == 0:
-            return False  # reaches to the end of the file, by definition
-        if size < 8:
-            return False  # not a box: trailing bytes that no player minds
-        position += size
-        if position > content.size:
-            return head[4:8].isalnum()
-    return False
+    return container, cut_short(container, content.read, content.size)
 
 
 @contextmanager

@@ -115,37 +115,3 @@ def _by_structure(head: bytes) -> str:
     if first >> 1 in (32, 33, 34, 35, 39) and first & 0x81 == 0 and second & 7 > 0 and second < 8:
         return "hevc"
     return "h264" if first & 0x1F in (1, 5, 6, 7, 8, 9) and first < 0x80 else ""
-
-
-def cut_short(container: str, head: bytes, size: int) -> bool:
-    """Whether the outermost element of the file promises more bytes than there are.
-
-    Args:
-        container: as `sniff` named it.
-        head: the first bytes of the file; for "mov" the caller walks boxes, see `mov_cut_short`.
-        size: bytes in the file.
-    """
-    if container == "avi":
-        return 8 + int.from_bytes(head[4:8], "little") > size + 1
-    if container == "matroska":
-        return _segment_end(head) > size
-    return False
-
-
-def _segment_end(head: bytes) -> int:
-    """Where a Matroska file says that its segment ends; 0 when it does not say."""
-    position = 0
-    for _ in range(8):
-        if position + 12 > len(head):
-            return 0
-        id_length = 9 - head[position].bit_length()
-        identity = head[position : position + id_length]
-        position += id_length
-        length = 9 - head[position].bit_length()
-        value = int.from_bytes(head[position : position + length], "big") - (1 << 7 * length)
-        unknown = value == (1 << 7 * length) - 1
-        position += length
-        if identity == b"\x18\x53\x80\x67":
-            return 0 if unknown else position + value
-        position += value
-    return 0
