@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rushes import metrics
+from rushes import metrics, ranking
 from rushes.errors import MetricError
 from rushes.modeling import backbones
 from rushes.ranking import rank_both, relevant_pairs, top_k
@@ -97,6 +97,38 @@ def test_many_tiles_and_strips_equal_the_definition(dtype: torch.dtype, levels: 
             assert counts.tied is not None
             assert torch.equal(counts.above[judged], (matrix > best).sum(1)[judged])
             assert torch.equal(counts.tied[judged], ((matrix == best) & ~fits).sum(1)[judged])
+
+
+@pytest.mark.parametrize("share", [0.03, 0.5])
+def test_comparing_only_the_reached_equals_the_definition(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 100, (900, 800), generator=generator).float()
+    relevant = torch.zeros(scores.shape, dtype=torch.bool)
+    relevant[torch.arange(800), torch.arange(800)] = True
+    relevant[torch.arange(799), torch.arange(1, 800)] = True  # some tie with each other
+    middling = torch.rand(900, 1, generator=generator) < share
+    scores[relevant] = torch.where(middling, 90.0, 101.0).expand_as(scores)[relevant]
+    spared = []
+    compare_few = ranking._Work._compare_few
+    monkeypatch.setattr(
+        ranking._Work,
+        "_compare_few",
+        lambda *given: spared.append(compare_few(*given)) or spared[-1],
+    )
+    for count_ties in (False, True):
+        both = rank_both(MatrixScorer(scores), relevant.nonzero(), tile=40, count_ties=count_ties)
+        for side, matrix, fits in zip(
+            both, (scores, scores.T), (relevant, relevant.T), strict=True
+        ):
+            np.testing.assert_allclose(side.ranks, counted_ranks(matrix, fits), rtol=1e-12)
+            best = torch.where(fits, matrix, -torch.inf).amax(1, keepdim=True)
+            if side.tied is not None:
+                tied = ((matrix == best) & ~fits).sum(1)
+                assert torch.equal(side.tied[fits.any(1)], tied[fits.any(1)])
+    assert (sum(spared) > len(spared) / 2) == (share < 0.1)
+    assert False in spared
 
 
 def test_one_item_and_none() -> None:
