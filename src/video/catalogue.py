@@ -48,6 +48,8 @@ class Source:
         path: the file, folder or store; empty for bytes.
         low: for images, the folder of the same frames at low resolution, if there is one.
         data: for bytes, the bytes.
+        outside: an absolute path of a manifest that leads out of its folder. Whoever wrote the
+            manifest need not be who may read the file: errors then tell nothing that it holds.
     """
 
     kind: SourceKind
@@ -55,6 +57,7 @@ class Source:
     path: Path = Path()
     low: Path | None = None
     data: bytes | None = None
+    outside: bool = False
 
 
 class Catalogue:
@@ -344,14 +347,14 @@ def _read_manifest(manifest: Path) -> dict[str, Source]:
             raise RefusedVideo(video_id, f"{path!r} is an address, not a path", "hostile")
         # An absolute path in a manifest is its owner's choice; a relative one stays beside it.
         target = root / path
-        inside = os.path.isabs(path) or Path(os.path.realpath(target)).is_relative_to(real_root)
-        if not inside:
+        inside = Path(os.path.realpath(target)).is_relative_to(real_root)
+        if not inside and not os.path.isabs(path):
             raise RefusedVideo(video_id, f"{path!r} leads out of {root}", "hostile")
         if video_id in entries:
             raise AnnotationError(f"id {video_id!r} a second time", str(manifest), line)
         kind: SourceKind = "images" if _is_folder(target) else "file"
         low = _low_of(target) if kind == "images" else None
-        entries[video_id] = Source(kind, video_id, target, low)
+        entries[video_id] = Source(kind, video_id, target, low, outside=not inside)
     return entries
 
 

@@ -68,7 +68,7 @@ class Bytes:
 def check_bytes(source: Source, content: Bytes, limits: Limits) -> tuple[str, bool]:
     """The demuxer for a file and whether the file was cut short; refuses what is no video."""
     head = content.read(0, HEAD_BYTES)
-    container = sniff(source.video_id, head)
+    container = sniff(source.video_id, head, quote=not source.outside)
     if content.size > limits.max_bytes:
         raise RefusedVideo(
             source.video_id, f"{content.size} bytes, the limit is {limits.max_bytes}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for video, name in names.items():
         found = locate_or_error(catalogue, video)
         if isinstance(found, Source):
-            found = Source("file", name, found.path)
+            found = replace(found, kind="file", video_id=name)
         folders = target / HIGH / name, target / LOW / name
         jobs.append(
             Job(

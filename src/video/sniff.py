@@ -59,12 +59,13 @@ _PREFIXES = (
 )
 
 
-def sniff(video: str, head: bytes) -> str:
+def sniff(video: str, head: bytes, quote: bool = True) -> str:
     """The name of the demuxer for a file.
 
     Args:
         video: the video as the caller named it, for the error.
         head: the first `HEAD_BYTES` of the file.
+        quote: an error may tell the first bytes of what is no video.
 
     Raises:
         UnreadableVideo: `empty` or `not_video`.
@@ -88,7 +89,8 @@ def sniff(video: str, head: bytes) -> str:
         # By its first bytes a raw MJPEG stream is a picture, and nothing in it tells the rate.
         detail = "a JPEG picture, or a stream of such: put it into a container (ffmpeg -c copy)"
         raise UnreadableVideo(video, detail, "not_video")
-    raise UnreadableVideo(video, f"no known video format begins with {head[:12]!r}", "not_video")
+    told = repr(head[:12]) if quote else "what this file begins with"
+    raise UnreadableVideo(video, f"no known video format begins with {told}", "not_video")
 
 
 def _by_prefix(head: bytes) -> str:

@@ -102,6 +102,23 @@ def test_what_is_no_file_gets_its_row_too(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.attack
+def test_nothing_is_told_of_what_files_outside_hold(tmp_path: Path) -> None:
+    """A manifest may come from a stranger, and the report may go back."""
+    (tmp_path / "secret").write_bytes(b"root:secret words")
+    manifest = tmp_path / "corpus" / "m.jsonl"
+    manifest.parent.mkdir()
+    (manifest.parent / "page.mp4").write_bytes(b"<!DOCTYPE html>")
+    (manifest.parent / "link.mp4").symlink_to(tmp_path / "secret")
+    paths = [tmp_path / "secret", manifest.parent / "link.mp4", manifest.parent / "page.mp4"]
+    rows = [json.dumps({"id": str(n), "path": str(path)}) for n, path in enumerate(paths)]
+    manifest.write_text("\n".join(rows))
+    told = doctor(open_catalogue(manifest), progress=False, workers=1)
+    assert [row.reason for row in told] == ["not_video"] * 3
+    assert not any("root" in row.detail or "secret" in row.detail for row in told[:2])
+    assert "<!DOCTYPE ht" in told[2].detail
+
+
+@pytest.mark.attack
 def test_names_cannot_break_the_table(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
