@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from rushes.errors import DecodeTimeout, RushesError, WorkerDied
-from rushes.video.service.worker import die_with_parent
+from rushes.video.dying import die_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

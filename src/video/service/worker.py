@@ -7,7 +7,6 @@ goes wrong in it ends here as a message; what it cannot say (a crash, a hang) it
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import resource
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rushes.errors import RefusedVideo, RushesError, UnreadableVideo, VideoError
+from rushes.video.dying import die_with_parent
 from rushes.video.request import Reply, Request, Size, VideoReader
 from rushes.video.service import wire
 from rushes.video.service.limits import RequestLimits, asks_for_whole, reply_bytes
@@ -30,7 +30,6 @@ from rushes.video.service.slots import map_segment
 
 OUT_OF_MEMORY = 86
 """Exit status of a worker that reached its memory limit."""
-_PR_SET_PDEATHSIG = 1
 
 
 def open_default(
@@ -150,15 +149,6 @@ class Worker:
             "size": size,
             "frames": [cost.frames_decoded, cost.frames_returned],
         }
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent's thread ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it ended before the kernel knew
-        os._exit(0)
 
 
 def main(descriptor: int, parent: int) -> None:
