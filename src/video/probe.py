@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from av.error import FFmpegError
 
@@ -197,7 +198,11 @@ def _video_stream(source: Source, media: Any, limits: Limits) -> Any:
     stream = best if best in streams else streams[0]
     context = stream.codec_context
     if context is None:
-        raise UnreadableVideo(source.video_id, "a codec that this FFmpeg does not know")
+        detail = (
+            f"the codec of video stream {stream.index} is none that FFmpeg "
+            f"{av.ffmpeg_version_info} knows in {media.format.name}; HEVC in ASF is such a case"
+        )
+        raise UnreadableVideo(source.video_id, detail)
     pixels = (context.width or 0) * (context.height or 0)
     if pixels > limits.max_pixels:
         raise RefusedVideo(

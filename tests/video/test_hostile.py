@@ -210,6 +210,18 @@ def test_the_first_bytes_decide(tmp_path: Path, head: bytes, reason: str) -> Non
     assert caught.value.reason == reason
 
 
+def test_a_codec_that_its_container_cannot_name_is_told(counter: Rendered, tmp_path: Path) -> None:
+    given = str(counter("hevc.mp4")[1])
+    for ending in ("asf", "avi"):
+        command = [ffmpeg_binary(), "-loglevel", "error", "-i", given, "-c", "copy"]
+        subprocess.run([*command, str(tmp_path / f"v.{ending}")], check=True)
+    told = r"the codec of video stream 0 is none that FFmpeg \S+ knows in asf; HEVC in ASF"
+    with pytest.raises(UnreadableVideo, match=told) as caught:
+        probe(tmp_path / "v.asf")
+    assert caught.value.reason == "undecodable"
+    assert probe(tmp_path / "v.avi").num_frames == 60
+
+
 def test_a_folder_or_a_pipe_is_no_video(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path, tmp_path / "pipe.mp4", Path("/dev/zero")):
