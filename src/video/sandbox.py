@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 from rushes.errors import DecodeTimeout, RushesError, UnreadableVideo, WorkerDied
 from rushes.video.catalogue import Catalogue
+from rushes.video.dying import die_with_parent
 from rushes.video.limits import Limits
 from rushes.video.request import Reply, Request, VideoInfo
 
@@ -28,7 +30,7 @@ _START_SECONDS = 60.0
 
 _MAIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
-    "from rushes.video.sandbox import serve; serve(int(sys.argv[1]))"
+    "from rushes.video.sandbox import serve; serve(int(sys.argv[1]), int(sys.argv[3]))"
 )
 
 
@@ -36,7 +38,8 @@ class SandboxedReader:
     """A reader whose decoding runs in one worker process.
 
     A worker that hangs, dies or outgrows its memory is killed; the read that did it raises, and the
-    next read finds a fresh worker. Nothing that a file holds can take this process down.
+    next read finds a fresh worker. Nothing that a file holds can take this process down, and no
+    worker outlives it.
 
     Args:
         catalogue: where the videos are; it travels to the worker.
@@ -68,6 +71,9 @@ class SandboxedReader:
             "index_cache": index_cache,
             "threads": threads,
         }
+        # The kernel ends a worker with the thread that started it: one that lasts, for the thread
+        # that reads first may end before the others.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="rushes-sandbox")
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._closed = False
@@ -118,14 +124,16 @@ class SandboxedReader:
             return self._pipe
         self._kill()
         ours, theirs = Pipe(duplex=True)
+        arguments = [str(theirs.fileno()), json.dumps(sys.path), str(os.getpid())]
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(theirs.fileno()), json.dumps(sys.path)],
+            self._process = self._starter.submit(
+                subprocess.Popen,
+                [sys.executable, "-c", _MAIN, *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
-            )
+            ).result()
         self._pipe = ours
         try:
             ours.send(self._setup)
@@ -157,6 +165,7 @@ class SandboxedReader:
     def close(self) -> None:
         """End the worker."""
         self._kill()
+        self._starter.shutdown()
         self._closed = True
 
     def __enter__(self) -> SandboxedReader:
@@ -172,12 +181,14 @@ def _status(status: int | None) -> str:
     return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def serve(descriptor: int) -> None:
-    """The worker: answers requests over a pipe until the pipe ends.
+def serve(descriptor: int, parent: int) -> None:
+    """The worker: answers requests over a pipe until the pipe ends, or its parent does.
 
     Args:
         descriptor: file descriptor of the pipe.
+        parent: process id of the parent.
     """
+    die_with_parent(parent)
     from rushes.video.readers import open_reader
 
     pipe = Connection(descriptor)

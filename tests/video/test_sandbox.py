@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tests.helpers import ROOT
 from tests.video.conftest import Rendered
 from tests.video.counter_video import number_of
 
@@ -23,11 +26,15 @@ pytestmark = pytest.mark.fault
 
 def gone(pid: int, seconds: float = 5.0) -> bool:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not Path(f"/proc/{pid}").exists():
+    while True:
+        try:  # a dead one whose new parent does not ask for its status is gone too
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
             return True
+        if time.monotonic() >= end:
+            return False
         time.sleep(0.02)
-    return False
 
 
 def test_it_reads_like_any_reader(counter: Rendered) -> None:
@@ -42,6 +49,52 @@ def test_it_reads_like_any_reader(counter: Rendered) -> None:
         pid = reader.pid
     assert pid is not None
     assert gone(pid)
+
+
+_HOLDS = """
+import os, signal, sys, threading
+from rushes.video.catalogue import Catalogue
+from rushes.video.sandbox import SandboxedReader
+reader = SandboxedReader(Catalogue.from_items({"v": sys.argv[1]}))
+reader.describe("v")
+if sys.argv[2] == "hangs":
+    os.kill(reader.pid, signal.SIGSTOP)  # deaf to all but SIGKILL, as a decoder that hangs
+print(reader.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("worker_does", ["waits", "hangs"])
+def test_the_worker_dies_with_its_parent(worker_does: str, counter: Rendered) -> None:
+    _, path = counter("h264_ip.mp4")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(path), worker_does],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    with parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert not gone(worker, 0.1)
+        parent.kill()
+        parent.wait(5)
+        try:
+            assert gone(worker), f"{worker} outlives its parent"
+        finally:
+            if not gone(worker, 0.0):
+                os.kill(worker, signal.SIGKILL)
+
+
+def test_the_worker_outlives_the_thread_that_asked_first(counter: Rendered) -> None:
+    _, path = counter("h264_ip.mp4")
+    with SandboxedReader(Catalogue.from_items({"v": path})) as reader:
+        first = threading.Thread(target=reader.describe, args=["v"])
+        first.start()
+        first.join()
+        pid = reader.pid
+        assert pid is not None
+        assert not gone(pid, 0.5)
+        assert reader.describe("v").num_frames == 60
+        assert reader.pid == pid
 
 
 def test_a_killed_worker_is_replaced(counter: Rendered) -> None:
