@@ -148,7 +148,10 @@ def fence(
     truth = decode_everything(source, index, limits, careful=deep or damaged)
     if not len(truth.frame_packets):
         reason: VideoReason = "truncated" if index.damage == "truncated" else "undecodable"
-        detail = f"0 of {len(index.flags)} packets decode; first error: {truth.error or 'none'}"
+        detail = (
+            f"0 of {len(index.flags)} packets decode as {index.info.codec}, which {index.container} "
+            f"says they are; first error: {truth.error or 'none'}"
+        )
         raise UnreadableVideo(source.video_id, detail, reason)
     damage: VideoReason | None = index.damage
     if truth.error and damage is None:

@@ -219,7 +219,12 @@ def test_a_codec_that_its_container_cannot_name_is_told(counter: Rendered, tmp_p
     with pytest.raises(UnreadableVideo, match=told) as caught:
         probe(tmp_path / "v.asf")
     assert caught.value.reason == "undecodable"
-    assert probe(tmp_path / "v.avi").num_frames == 60
+    path = tmp_path / "v.avi"
+    assert probe(path).num_frames == 60
+    # As ffmpeg copies from Matroska: AVI without a mark is one of raw pictures.
+    path.write_bytes(path.read_bytes().replace(b"hev1", bytes(4)))
+    with pytest.raises(UnreadableVideo, match="0 of 60 packets decode as rawvideo, which avi says"):
+        probe(path)
 
 
 def test_a_folder_or_a_pipe_is_no_video(tmp_path: Path) -> None:
