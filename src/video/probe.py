@@ -149,8 +149,8 @@ def fence(
     if not len(truth.frame_packets):
         reason: VideoReason = "truncated" if index.damage == "truncated" else "undecodable"
         detail = (
-            f"0 of {len(index.flags)} packets decode as {index.info.codec}, which {index.container} "
-            f"says they are; first error: {truth.error or 'none'}"
+            f"0 of {len(index.flags)} packets decode as {index.info.codec}, which "
+            f"{index.container} says they are; first error: {truth.error or 'none'}"
         )
         raise UnreadableVideo(source.video_id, detail, reason)
     damage: VideoReason | None = index.damage
