@@ -78,7 +78,7 @@ def store(corpus: Path) -> None:
 
 
 class Kept:
-    """A loader that hands out the same few steps from memory."""
+    """A loader that hands out the same steps from memory."""
 
     def __init__(self, loader: TrainLoader, count: int = 4) -> None:
         steps = loader.batches(0)
@@ -150,11 +150,10 @@ def bare_block(
     return found
 
 
-def pin(core: int) -> None:
-    """This thread, and the threads it starts, on one core where there are several."""
-    cores = sorted(os.sched_getaffinity(0))
+def pin(core: int, cores: set[int]) -> None:
+    """This thread, and the threads it starts, on one of the cores where there are several."""
     if len(cores) > core:
-        os.sched_setaffinity(0, {cores[core]})
+        os.sched_setaffinity(0, {sorted(cores)[core]})
 
 
 def stall_and_overhead(
@@ -164,12 +163,12 @@ def stall_and_overhead(
     world, config = SingleWorld(), config_of(corpus, arguments)
     every_core = os.sched_getaffinity(0)
     parts = assemble(config, world, scratch / "stall")
-    pin(1)  # the service and the threads of the loader inherit it
+    pin(1, every_core)  # the service and the threads of the loader inherit it
     loader = build_train_loader(config, world, parts.tokenizer, sources=parts.sources)
-    kept = Kept(loader)
+    kept = Kept(loader, loader.steps_per_epoch)  # a whole epoch: the texts' lengths differ
     stored = Runner(parts, loader, config, scratch / "stall/stored")
     stored.block(1)  # starts its threads
-    pin(0)
+    pin(0, every_core)
     memory = Runner(parts, kept, config, scratch / "stall/kept")
     times: dict[str, list[float]] = {"stored": [], "kept": [], "bare": []}
     memory.block(WARM_UP)
@@ -259,7 +258,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_json(parser)
     parser.add_argument("--corpus", type=Path, help="rendered footage; made when not given")
     parser.add_argument("--videos", default="store", help="folder or store in the corpus")
-    parser.add_argument("--frames", default="inprocess", help="as data.frames")
+    parser.add_argument("--frames", default="local", help="as data.frames")
     parser.add_argument("--train", type=int, default=64, help="videos to render")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50, help="steps a block")

@@ -55,6 +55,7 @@ from rushes.log import get_logger
 from rushes.modeling.build import build_model
 from rushes.modeling.model import VideoTextModel
 from rushes.modeling.weights import load_weights, read_config, start_weights
+from rushes.process import keep_freed_memory, share_interpreter
 from rushes.protocols import Evaluation
 from rushes.training import StepLoader, elastic_config, train
 
@@ -221,6 +222,8 @@ def assemble(
         weights: load them; else the model keeps its random ones.
         meta: the model has shapes but no values, and the weights are only checked against it.
     """
+    keep_freed_memory()
+    share_interpreter()
     if world.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)

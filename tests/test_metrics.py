@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,13 +111,14 @@ def test_comparing_only_the_reached_equals_the_definition(
     relevant[torch.arange(799), torch.arange(1, 800)] = True  # some tie with each other
     middling = torch.rand(900, 1, generator=generator) < share
     scores[relevant] = torch.where(middling, 90.0, 101.0).expand_as(scores)[relevant]
-    spared = []
+    spared: list[bool] = []
     compare_few = ranking._Work._compare_few
-    monkeypatch.setattr(
-        ranking._Work,
-        "_compare_few",
-        lambda *given: spared.append(compare_few(*given)) or spared[-1],
-    )
+
+    def noted(*given: Any) -> bool:
+        spared.append(compare_few(*given))
+        return spared[-1]
+
+    monkeypatch.setattr(ranking._Work, "_compare_few", noted)
     for count_ties in (False, True):
         both = rank_both(MatrixScorer(scores), relevant.nonzero(), tile=40, count_ties=count_ties)
         for side, matrix, fits in zip(

@@ -72,7 +72,7 @@ class RecordStore(Sequence[Record]):
         self._starts = [int(end) for end in ends[:-1]]
         self._length = int(ends[-1]) if limit is None else min(limit, int(ends[-1]))
         self._limit = limit
-        self._counts: dict[str, list[npt.NDArray[np.int64]]] = {}
+        self._counts: dict[tuple[str, int], tuple[list[int], list[npt.NDArray[np.int64]]]] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -122,14 +122,19 @@ class RecordStore(Sequence[Record]):
         return int(self._tables[part].column(f"count_{mode}")[row].as_py())
 
     def _search(self, mode: str, part: int, item: int) -> int:
-        low, high = 0, self._tables[part].num_rows - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._count(mode, part, middle) > item:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        """The first record of one file by which more than `item` pairs have been counted."""
+        ends, chunks = self._cumulative(mode, part)
+        chunk = bisect_right(ends, item)
+        before = sum(len(values) for values in chunks[:chunk])
+        return before + int(np.searchsorted(chunks[chunk], item, side="right"))
+
+    def _cumulative(self, mode: str, part: int) -> tuple[list[int], list[npt.NDArray[np.int64]]]:
+        """Cumulative counts of one file as views of its mapped batches, and the last of each."""
+        if (mode, part) not in self._counts:
+            batches = self._tables[part].column(f"count_{mode}").chunks
+            chunks = [batch.to_numpy(zero_copy_only=True) for batch in batches if len(batch)]
+            self._counts[mode, part] = [int(values[-1]) for values in chunks], chunks
+        return self._counts[mode, part]
 
 
 def write_store(path: Path, records: Iterable[Record]) -> int:

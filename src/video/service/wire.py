@@ -8,6 +8,7 @@ Arrow record batch, so no step in between looks at single arrays. Nothing is pic
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -146,7 +147,7 @@ def _view(
     kind = np.dtype(dtype)
     if kind.kind not in _PLAIN_DTYPES or offset < 0 or any(side < 0 for side in shape):
         raise ValueError(f"array of {dtype} {shape} at {offset}")
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    size = math.prod(shape) * kind.itemsize
     if offset + size > payload.nbytes:
         raise ValueError(f"array ends at {offset + size}, payload at {payload.nbytes}")
     array = payload[offset : offset + size].view(kind).reshape(shape)
