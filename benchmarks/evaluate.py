@@ -186,7 +186,9 @@ def measure_shared(rounds: int) -> dict[str, Any]:
 
 
 def demo_config(corpus: Path) -> RunConfig:
-    values = merge(merge(read_preset("msrvtt_qa"), read_preset("tiny")), read_preset("demo_qa"))
+    values = read_preset("msrvtt_qa")
+    for overlay in ("tiny", "demo", "demo_qa"):
+        values = merge(values, read_preset(overlay))
     return build_config(merge(values, {"data": {"mount_dir": str(corpus)}}))
 
 

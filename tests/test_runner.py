@@ -41,7 +41,16 @@ def overlay(folder: Path, **over: Any) -> str:
 def arguments(footage: Path, folder: Path, **over: Any) -> list[str]:
     """Stage 1 on the corpus as rendered."""
     return [
-        *("--config", "pretrain_stage1", "--config", "tiny", "--config", "demo_stage1"),
+        *(
+            "--config",
+            "pretrain_stage1",
+            "--config",
+            "tiny",
+            "--config",
+            "demo",
+            "--config",
+            "demo_stage1",
+        ),
         *("--config", overlay(folder, **over), "--data_mount_dir", str(footage)),
         *("--data.train", _data("train"), "--data.validation", "[]", "--data.test", _data("test")),
         *("--output_dir", str(folder / "run")),

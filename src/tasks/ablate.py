@@ -132,7 +132,9 @@ class Road:
         self, preset: str, data: str, name: str, *flags: str, place: Path | None = None
     ) -> RunConfig:
         """The configuration of one run: a published preset made small, on the demo corpus."""
-        presets = [part for p in (preset, "tiny", data, *self.overlays) for part in ("--config", p)]
+        presets = [
+            part for p in (preset, "tiny", "demo", data, *self.overlays) for part in ("--config", p)
+        ]
         return load_config(
             [
                 *(*presets, "--data_mount_dir", str(self.corpus), "--seed", str(self.seed)),

@@ -130,7 +130,7 @@ def test_objects_are_where_the_truth_says(footage: Path) -> None:
                 seen_x, seen_y, seen_width = seen_at(picture, thing)
                 assert abs(seen_x - x) < 12
                 assert abs(seen_y - y) < 14
-                assert width - 24 < seen_width < width + 6
+                assert width - 26 * thing.scale < seen_width < width + 6
                 checked += 1
     assert checked >= 40
 
@@ -340,7 +340,7 @@ def test_no_single_picture_tells_the_motion(full: dict[str, list[Planned]]) -> N
                 continue
             x, y, width = thing.at(time)
             corners[thing.motion][x > thing.centre[0], y > thing.centre[1]] += 1
-            large[thing.motion].append(width > 118)
+            large[thing.motion].append(width > 122 * thing.scale)
     for motion in MOTIONS:
         total = sum(corners[motion].values())
         assert len(corners[motion]) == 4

@@ -1,6 +1,6 @@
 """The plate with a printed symbol that only a fine picture shows.
 
-A bold black letter of 46 pixels is still read by a small network where the picture is a twelfth of
+A bold black letter of this size is still read by a small network where the picture is a twelfth of
 its size and the letter 4 pixels high. So the ink here is dark with a light rim of equal weight:
 averaging over a dozen pixels leaves plain grey, and smooth stains hide what little would be left.
 A small network on centred crops reads 10 of 10 symbols at 128x192 and about chance at 32x48.
@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from rushes.datasets.footage.vocabulary import STROKES, SYMBOL_HEIGHT
 
-HEIGHT: Final = 64
-WIDTH: Final = 48
-"""Pixels of the full picture."""
+HEIGHT: Final = 72
+WIDTH: Final = 54
+"""Pixels of the full picture, at scale 1."""
 
 _SAMPLES: Final = 4
 """Supersampling along each side."""
@@ -34,26 +34,36 @@ _STAINS: Final = 32.0
 """Standard deviation in levels of the stains, one value every dozen pixels."""
 
 
-def badge(symbol: str, seed: int) -> npt.NDArray[np.float32]:
-    """Luma of the plate, 16 to 235, float32 `HEIGHT WIDTH`; `seed` draws its stains."""
-    canvas = np.zeros((HEIGHT * _SAMPLES, WIDTH * _SAMPLES), np.uint8)
-    middle = np.array((WIDTH / 2, HEIGHT / 2))
+def size_of(scale: float) -> tuple[int, int]:
+    """Height and width of the plate in pixels, even."""
+    return 2 * round(HEIGHT * scale / 2), 2 * round(WIDTH * scale / 2)
+
+
+def badge(symbol: str, seed: int, scale: float = 1.0) -> npt.NDArray[np.float32]:
+    """Luma of the plate, 16 to 235, float32 of `size_of(scale)`; `seed` draws its stains.
+
+    The rim does not grow with the plate: what a coarse picture averages over stays the same.
+    """
+    height, width = size_of(scale)
+    unit = _UNIT * scale
+    canvas = np.zeros((height * _SAMPLES, width * _SAMPLES), np.uint8)
+    middle = np.array((width / 2, height / 2))
     for stroke in STROKES[symbol]:
-        line = ((np.array(stroke) - (2, 3)) * _UNIT + middle) * _SAMPLES
+        line = ((np.array(stroke) - (2, 3)) * unit + middle) * _SAMPLES
         points = np.round(line).astype(np.int32)
-        cv2.polylines(canvas, [points], False, 255, round(_PEN * _UNIT * _SAMPLES))
-    ink = _small(canvas)
+        cv2.polylines(canvas, [points], False, 255, round(_PEN * unit * _SAMPLES))
+    ink = _small(canvas, width, height)
     for _ in range(3):
         ink -= cv2.GaussianBlur(ink, (0, 0), _RIM).astype(np.float32)
     ink = np.clip(ink / np.quantile(ink[ink > 0.1], 0.7), -1.0, 1.0)
     rng = np.random.Generator(np.random.PCG64(seed))
-    coarse = rng.standard_normal((HEIGHT // 12 + 2, WIDTH // 12 + 2), dtype=np.float32)
-    stains = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    coarse = rng.standard_normal((height // 12 + 2, width // 12 + 2), dtype=np.float32)
+    stains = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     luma = _GREY + _STAINS * stains - _CONTRAST * ink
     clipped: npt.NDArray[np.float32] = np.clip(luma, 16.0, 235.0).astype(np.float32)
     return clipped
 
 
-def _small(canvas: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    small = cv2.resize(canvas, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+def _small(canvas: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.float32]:
+    small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32) / np.float32(255)

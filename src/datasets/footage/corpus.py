@@ -43,7 +43,7 @@ from rushes.datasets.record import Record, Segment, record_to_json
 from rushes.errors import ConfigError
 from rushes.log import get_logger
 
-VERSION = 4
+VERSION = 5
 """Counts up when the same arguments give another corpus."""
 
 _log = get_logger(__name__)

@@ -64,13 +64,14 @@ class Sprite:
         points = (_outline(thing.shape) + 0.5) * size
         cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 255, lineType=cv2.LINE_8)
         # A triangle's badge sits low, where the triangle is wide.
-        top = round(width * (0.62 if thing.shape == "triangle" else 0.5)) - badge.HEIGHT // 2
-        left = (width - badge.WIDTH) // 2
-        plate = np.s_[top : top + badge.HEIGHT, left : left + badge.WIDTH]
+        plate_height, plate_width = badge.size_of(thing.scale)
+        top = round(width * (0.62 if thing.shape == "triangle" else 0.5)) - plate_height // 2
+        left = (width - plate_width) // 2
+        plate = np.s_[top : top + plate_height, left : left + plate_width]
         yuv = np.empty((width, width, 3), np.float32)
         yuv[...] = _yuv(np.array(COLORS[thing.color], np.float32))
         yuv[plate] = 128
-        yuv[(*plate, 0)] = badge.badge(thing.symbol, seed)
+        yuv[(*plate, 0)] = badge.badge(thing.symbol, seed, thing.scale)
         mask[tuple(slice(p.start * _SAMPLES, p.stop * _SAMPLES) for p in plate)] = 255
         self.alpha, self.alpha_half = _weights(mask, width), _weights(mask, width // 2)
         half = cv2.resize(yuv, (width // 2, width // 2), interpolation=cv2.INTER_AREA)

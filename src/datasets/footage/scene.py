@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from rushes.datasets.footage.vocabulary import (
     PITCHES,
+    SCALES,
     SIZES,
     SYMBOLS,
     Combination,
@@ -30,7 +31,8 @@ COUNTS = (1, 1, 1, 2, 2, 3)
 videos of a batch differ in shape, symbol and motion, and to tell them apart is to learn those."""
 
 WIDTH, HEIGHT, FPS = 640, 384, 25
-LARGE = SIZES["large"]
+REACH = 260.0
+"""Pixels of the longest way that an object goes; less where there is less room."""
 T = TypeVar("T")
 
 
@@ -44,6 +46,7 @@ class Thing:
         centre: of its rectangle, pixels x, y of the upright picture.
         reach: width and height of the rectangle.
         corner: where it rests first: -1 or 1 along x and y.
+        scale: factor on the widths of its sizes.
     """
 
     color: str
@@ -56,6 +59,7 @@ class Thing:
     centre: tuple[float, float]
     reach: tuple[float, float]
     corner: tuple[int, int]
+    scale: float = 1.0
 
     @property
     def pitch(self) -> float:
@@ -88,7 +92,11 @@ class Thing:
         else:
             other = SIZES["large" if self.size == "small" else "small"]
             width += (other - width) * eased
-        return self.centre[0] + x * self.reach[0] / 2, self.centre[1] + y * self.reach[1] / 2, width
+        x, y = (
+            middle + part * reach / 2
+            for middle, part, reach in zip(self.centre, (x, y), self.reach, strict=True)
+        )
+        return x, y, width * self.scale
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ class Casting:
         spans = event_spans(count, start, end, self.rng)
         places = layout(count, width, height, self.rng)
         return tuple(
-            _thing(combination, symbol, span, place, self.rng)
+            _thing(combination, symbol, span, place, SCALES[count], self.rng)
             for combination, symbol, span, place in zip(cast, symbols, spans, places, strict=True)
         )
 
@@ -187,6 +195,7 @@ def _thing(
     symbol: str,
     span: tuple[float, float],
     place: tuple[tuple[float, float], tuple[float, float]],
+    scale: float,
     rng: random.Random,
 ) -> Thing:
     color, shape, motion = combination
@@ -203,6 +212,7 @@ def _thing(
         centre=place[0],
         reach=place[1],
         corner=(corner[0], corner[1]),
+        scale=scale,
     )
 
 
@@ -228,12 +238,11 @@ def layout(
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """Centre and reach of each object's rectangle, side by side along the longer side, shuffled."""
     long, short = max(width, height), min(width, height)
-    cell = long / count
-    along = min(cell - LARGE, 170.0)
-    across = 170.0
+    cell, widest = long / count, SIZES["large"] * SCALES[count]
+    along, across = min(cell - widest, REACH), min(short - widest, REACH)
     places = []
     for i in range(count):
-        play, side_play = cell - LARGE - along, short - LARGE - across
+        play, side_play = cell - widest - along, short - widest - across
         a = cell * (i + 0.5) + (rng.random() - 0.5) * play
         b = short / 2 + (rng.random() - 0.5) * side_play
         place = ((a, b), (along, across)) if width >= height else ((b, a), (across, along))

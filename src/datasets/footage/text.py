@@ -63,45 +63,40 @@ class Wording:
         order: which sentence frame.
         verbs: which paraphrase of each object's motion.
         adjective: per object, "a red star" rather than "a star in red".
-        symbols, sizes: per object, whether they are named.
+        sizes: per object, whether its size is named.
+
+    The symbol is always named: what captions leave out, nothing that learns from them can know.
     """
 
     order: int
     verbs: tuple[int, ...]
     adjective: tuple[bool, ...]
-    symbols: tuple[bool, ...]
     sizes: tuple[bool, ...]
 
 
 def draw_wording(things: Sequence[Thing], rng: random.Random) -> Wording:
-    """A wording at random; the symbol of a lone object is always named."""
-    count = len(things)
-    marked = rng.randrange(count) if rng.random() < 0.6 or count == 1 else -1
+    """A wording at random."""
     return Wording(
-        order=rng.randrange(len(_ORDERS[count])),
+        order=rng.randrange(len(_ORDERS[len(things)])),
         verbs=tuple(rng.randrange(2) for _ in things),
         adjective=tuple(rng.random() < 0.75 for _ in things),
-        symbols=tuple(i == marked for i in range(count)),
         # A size that changes is no name for an object.
         sizes=tuple(t.motion not in ("grows", "shrinks") and rng.random() < 0.3 for t in things),
     )
 
 
-def phrase(thing: Thing, adjective: bool = True, symbol: bool = False, size: bool = False) -> str:
+def phrase(thing: Thing, adjective: bool = True, size: bool = False) -> str:
     """The object as a noun phrase: "a small red star marked K"."""
     words = [thing.size] if size else []
     words += [thing.color, thing.shape] if adjective else [thing.shape, "in", thing.color]
     article = "an" if words[0][0] in "aeiou" else "a"
-    return " ".join([article, *words] + (["marked", thing.symbol] if symbol else []))
+    return " ".join([article, *words, "marked", thing.symbol])
 
 
 def sentence(things: Sequence[Thing], wording: Wording) -> str:
     """The caption that says these objects and events in this wording."""
     parts = {f"v{i}": VERBS[t.motion][wording.verbs[i]] for i, t in enumerate(things)}
-    nouns = [
-        phrase(t, wording.adjective[i], wording.symbols[i], wording.sizes[i])
-        for i, t in enumerate(things)
-    ]
+    nouns = [phrase(t, wording.adjective[i], wording.sizes[i]) for i, t in enumerate(things)]
     return _ORDERS[len(things)][wording.order].format(*nouns, **parts)
 
 
@@ -117,9 +112,7 @@ def transcript(things: Sequence[Thing], rng: random.Random) -> list[Segment]:
     """What a speaker says, one sentence an event, spanning the event."""
     return [
         Segment(
-            rng.choice(_SPOKEN).format(
-                phrase(t, symbol=rng.random() < 0.5), p=PROGRESSIVE[t.motion]
-            ),
+            rng.choice(_SPOKEN).format(phrase(t), p=PROGRESSIVE[t.motion]),
             "transcript",
             t.start,
             t.end,
@@ -219,10 +212,9 @@ def choice(scene: Scene, rng: random.Random) -> Record:
     answer = rng.randrange(5)
     values.insert(answer, getattr(things[index], field))
     wording = draw_wording(things, rng)
-    named = tuple(i == index if field == "symbol" else s for i, s in enumerate(wording.symbols))
     # A wrong motion may be one that changes the size, which then is not named in any option.
     sizes = (False,) * len(things) if field == "motion" else wording.sizes
-    wording = replace(wording, symbols=named, sizes=sizes)
+    wording = replace(wording, sizes=sizes)
     options = []
     for value in values:
         told = list(things)

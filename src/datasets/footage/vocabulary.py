@@ -24,11 +24,14 @@ SHAPES: Final = ("circle", "square", "triangle", "star", "cross")
 
 MOTIONS: Final = ("left", "right", "up", "down", "grows", "shrinks", "circles", "shakes")
 
-SIZES: Final[dict[str, int]] = {"small": 100, "large": 136}
-"""Width of an object in pixels of the full picture."""
+SIZES: Final[dict[str, int]] = {"small": 108, "large": 136}
+"""Width of an object in pixels of the full picture, where three share it."""
 
-SYMBOL_HEIGHT: Final = 46
-"""Pixels: 15 of a picture 128 high, 3.8 of one 32 high, where it cannot be read any more."""
+SCALES: Final[dict[int, float]] = {1: 1.4, 2: 1.2, 3: 1.0}
+"""Factor on the widths by the count of objects: where there is room, an object takes it."""
+
+SYMBOL_HEIGHT: Final = 52
+"""Pixels: 17 of a picture 128 high, 4.3 of one 32 high, where it cannot be read any more."""
 
 STROKES: Final[dict[str, tuple[tuple[Point, ...], ...]]] = {
     "C": (((4, 1), (3, 0), (1, 0), (0, 1), (0, 5), (1, 6), (3, 6), (4, 5)),),
