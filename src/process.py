@@ -8,7 +8,7 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _NEVER_TRIM = 2**31 - 1
 _LARGEST_ON_HEAP = 32 << 20  # glibc takes no larger threshold on 64-bit machines
-_SWITCH_INTERVAL = 5e-4
+_SWITCH_INTERVAL = 1e-4
 
 
 def keep_freed_memory() -> bool:
@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
 
 
 def share_interpreter() -> None:
-    """Have threads that prepare data hand the interpreter back to the step ten times sooner.
+    """Have threads that prepare data hand the interpreter back to the step at once.
 
     A step gives it up at every operation and by default waits up to 5 ms to get it back.
     """
