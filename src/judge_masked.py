@@ -11,7 +11,7 @@ from rushes.configs.schema import RunConfig
 from rushes.datasets.loader import EvalLoader
 from rushes.distributed import SingleWorld, World
 from rushes.modeling.model import VideoTextModel
-from rushes.modeling.objective_kinds import make_objective
+from rushes.modeling.objectives import make_objective
 from rushes.protocols import Evaluation
 from rushes.steps import resolve_precision
 

@@ -19,7 +19,6 @@ ObjectiveName = Literal[
     "triplet",
     "sigmoid",
     "caption_words",
-    "swapped_words",
     "masked_language",
     "matching",
     "open_ended_qa",
@@ -235,7 +234,7 @@ class ObjectiveConfig:
     hardest: bool = False
     """Triplet: only the hardest negative."""
     num_hard: int = 5
-    """Hard-negative NCE: negatives kept a row. Swapped words: wrong versions of a caption."""
+    """Hard-negative NCE: negatives kept a row."""
     pool: Literal["mean", "max", "lse"] = "mean"
     """How clips are pooled (question answering, masked language, matching)."""
 

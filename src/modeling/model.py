@@ -26,8 +26,7 @@ from rushes.modeling.heads import (
 from rushes.modeling.hybrid import HybridEncoder, check_sizes
 from rushes.modeling.inputs import BatchLike
 from rushes.modeling.losses import pool_clips
-from rushes.modeling.objective_kinds import make_objective
-from rushes.modeling.objectives import CONTRASTIVE, Objective, text_owners
+from rushes.modeling.objectives import CONTRASTIVE, Objective, make_objective, text_owners
 from rushes.modeling.upsample import enlarge_high
 
 FROZEN_VIDEO = "frozen_video"

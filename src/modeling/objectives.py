@@ -5,13 +5,13 @@ are the gradient of the mean over the valid samples of the global batch. An obje
 its own rows divides by the global count and multiplies by `world.size`; one that gathers features
 and computes the same whole loss on every rank returns it as it is.
 
-Losses therefore do not depend on how samples are split over ranks and micro-batches. Two
-exceptions: matching and swapped words draw their hard negatives from the samples of their own rank.
+Losses therefore do not depend on how samples are split over ranks and micro-batches. One exception:
+matching draws its hard negatives from the samples of its own rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,8 +58,6 @@ class Heads(Protocol):
     def scale(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Temperature and bias of an objective."""
         ...
-
-    def text_embedding(self, ids: Tensor, mask: Tensor) -> Tensor: ...
 
     def caption_word_logits(self, encoded: Encoded) -> Tensor: ...
 
@@ -186,7 +184,7 @@ class CaptionWords:
         kept = logits[batch.valid]
         each = -(wanted / wanted.sum(1, keepdim=True).clamp(min=1) * kept.log_softmax(1)).sum(1)
         right = wanted.gather(1, kept.argmax(1, keepdim=True)).squeeze(1).clamp(max=1)
-        return shared_mean("caption_words", each, right, world)
+        return _shared_mean("caption_words", each, right, world)
 
 
 def caption_words(batch: BatchLike, vocab_size: int) -> Tensor:
@@ -221,7 +219,7 @@ class MaskedLanguage:
         wanted = labels[where]
         each = F.cross_entropy(logits.float(), wanted, reduction="none")
         right = (logits.argmax(1) == wanted).float()
-        return shared_mean("masked_language", each, right, world)
+        return _shared_mean("masked_language", each, right, world)
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,7 @@ class Matching:
         labels = (owner[texts] == videos).long()
         each = F.cross_entropy(logits.float(), labels, reduction="none")
         right = (logits.argmax(1) == labels).float()
-        return shared_mean("matching", each, right, world)
+        return _shared_mean("matching", each, right, world)
 
     def _pairs(
         self, encoded: Encoded, batch: BatchLike, owner: Tensor, generator: torch.Generator
@@ -305,6 +303,20 @@ class MultipleChoice:
         return _answers("multiple_choice_qa", logits, labels, valid, world, self.config.pool)
 
 
+def make_objective(config: ObjectiveConfig, heads: Heads) -> Objective:
+    """The objective that a config names."""
+    if config.name in CONTRASTIVE:
+        return Contrastive(heads, config)
+    kinds: dict[str, Callable[[Heads, ObjectiveConfig], Objective]] = {
+        "caption_words": CaptionWords,
+        "masked_language": MaskedLanguage,
+        "matching": Matching,
+        "open_ended_qa": OpenEndedAnswers,
+        "multiple_choice_qa": MultipleChoice,
+    }
+    return kinds[config.name](heads, config)
+
+
 def text_owners(batch: BatchLike) -> Tensor:
     """The video of each text, int64 `B*K`."""
     videos = torch.arange(len(batch), device=batch.valid.device)
@@ -319,10 +331,10 @@ def _answers(
     scores, labels = logits[:, rows].float(), labels[rows]
     each = losses.clip_cross_entropy(scores, labels, pool)
     right = (losses.pool_clips(scores, pool, 0).argmax(1) == labels).float()
-    return shared_mean(name, each, right, world)
+    return _shared_mean(name, each, right, world)
 
 
-def shared_mean(name: str, each: Tensor, right: Tensor, world: World) -> dict[str, Tensor]:
+def _shared_mean(name: str, each: Tensor, right: Tensor, world: World) -> dict[str, Tensor]:
     """Mean of this rank's losses by the global count, as the scaling rule says, and accuracy."""
     here = torch.stack([each.new_tensor(float(len(each))), right.sum().to(each.dtype)])
     count, correct = world.all_reduce_sum(here)

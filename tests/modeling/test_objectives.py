@@ -15,7 +15,6 @@ from rushes.distributed import SingleWorld, World
 from rushes.modeling import losses
 from rushes.modeling.model import VideoTextModel
 from rushes.modeling.objectives import caption_words
-from rushes.modeling.swapped import exchange_words
 from tests.modeling.small import NO_NOISE, on_ranks, rows_of, small_batch, small_model
 
 JOINT = ["contrastive", "nce", "hard_negative_nce", "mil_nce", "triplet", "sigmoid"]
@@ -35,7 +34,7 @@ def run(model: VideoTextModel, batch: Batch, world: World | None = None) -> dict
 
 def model_for(name: str, **objective: Any) -> VideoTextModel:
     values: dict[str, Any] = {"objectives": [{"name": name, **objective}]}
-    if name not in (*JOINT, "caption_words", "swapped_words"):
+    if name not in JOINT and name != "caption_words":
         values["model"] = {"cross": True, **NO_NOISE["model"]}
         if name.endswith("_qa"):
             values["task"] = name
@@ -217,40 +216,3 @@ def test_log_sum_exp_over_clips_is_shifted_only_in_compat() -> None:
     ours, published = small_model(), small_model(model={"compat": True})
     assert torch.equal(ours.pool_hidden(hidden, "lse", 1), torch.zeros(2, 3))
     assert published.pool_hidden(hidden, "lse", 1)[0, 0].item() == pytest.approx(1.3862944)
-
-
-def test_a_word_gives_way_to_one_from_a_like_place() -> None:
-    # "3 a b 4", "3 c b 4", "3 a e 4" and one alone; 0 is padding, 8 and 9 are marks.
-    ids = torch.tensor(
-        [[8, 3, 1, 2, 4, 9], [8, 3, 5, 2, 4, 9], [8, 3, 1, 6, 4, 9], [8, 7, 9, 0, 0, 0]]
-    )
-    generator = torch.Generator().manual_seed(0)
-    kept, wrong = exchange_words(ids, (ids > 0).long(), 40, generator)
-    assert kept.tolist() == [0, 1, 2]
-    found = [{tuple(version) for version in row} for row in wrong.tolist()]
-    first, second = (8, 3, 5, 2, 4, 9), (8, 3, 1, 6, 4, 9)
-    assert found[0] == {first, second}
-    assert (8, 3, 1, 2, 4, 9) in found[1]
-    assert (8, 3, 1, 2, 4, 9) in found[2]
-    for own, versions in zip(ids.tolist(), found, strict=False):
-        assert all(sum(a != b for a, b in zip(own, v, strict=True)) == 1 for v in versions)
-        assert all(v[0] == 8 and v[-1] == 9 for v in versions)
-
-
-def test_swapped_words_teach_the_word_that_a_contrast_does_not_ask_for() -> None:
-    model = model_for("swapped_words", num_hard=2)
-    batch = small_batch(3)
-    assert batch.text_ids is not None
-    texts = torch.tensor([[2, 11, 12, 13, 3], [2, 11, 14, 13, 3], [2, 11, 15, 13, 3]])
-    batch = replace(batch, text_ids=texts, text_mask=torch.ones_like(texts))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    seen = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        seen.append(run(model, batch)["swapped_words_loss"].item())
-        optimizer.step()
-    assert seen[-1] < 0.3 < seen[0]
-    after = run(model, batch)
-    assert after["swapped_words_accuracy"] == 1
-    invalid = replace(batch, valid=torch.zeros(3, dtype=torch.bool))
-    assert run(model, invalid)["swapped_words_loss"] == 0
