@@ -153,7 +153,7 @@ def test_a_frame_tells_the_colour(corpus: Path, tmp_path: Path) -> None:
     tokenizer = build_tokenizer(config, SingleWorld(), tmp_path / "tokenizer")
     train, frames = _load(config, SingleWorld(), "train", tokenizer, answers, 1)
     assert frames is not None
-    assert frames.shape[1:] == (1, 3, 32, 48)
+    assert frames.shape[1:] == (1, 3, 32, 56)
     assert len(train.records) == len(list(open_dataset_records(config, config.data.train[0])))
     torch.manual_seed(0)
     net = QuestionNet(tokenizer.vocab_size, len(answers), pictures=True)
