@@ -54,7 +54,7 @@ class ArrayReader:
 
     def read(self, request: Request) -> Reply:
         """Frames at the asked times; an array has no other tracks."""
-        check_request(request, self._limits)
+        request = check_request(request, self._limits)
         pixels, info = self._pixels(request.video_id), self.describe(request.video_id)
         converter = Converter(request.video_id, Size(info.height, info.width), 0)
         reply = Reply(request.video_id, {})

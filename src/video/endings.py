@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,13 +17,7 @@ _GIF_TAIL = 64
 _OGG_PAGE = 27 + 255 + 255 * 255
 """Bytes of the largest page."""
 _OGG_LAST = 4
-_SHORT_BY = 0.1
-"""Part of a declared duration that may be missing: the last picture may stay long."""
-_SHORT_SECONDS = 1.0
-
-_SEGMENT, _CLUSTER, _INFO = 0x18538067, 0x1F43B675, 0x1549A966
-_SCALE, _DURATION = 0x2AD7B1, 0x4489
-_TIME, _SIMPLE_BLOCK, _GROUP, _BLOCK = 0xE7, 0xA3, 0xA0, 0xA1
+_SEGMENT = 0x18538067
 
 
 def cut_short(container: str, read: Read, size: int) -> bool:
@@ -87,11 +80,12 @@ class _Element(NamedTuple):
     end: int
 
 
-def _elements(read: Read, position: int, end: int, open_up: frozenset[int]) -> Iterator[_Element]:
-    """Elements one after the other, stepping into those named and into those of unknown size.
+def _elements(read: Read, end: int) -> Iterator[_Element]:
+    """Elements one after the other, stepping into those of unknown size.
 
     Ends before what is no element; one that the file's end cuts in its head reaches beyond it.
     """
+    position = 0
     for _ in range(_MAX_ELEMENTS):
         if position >= end:
             return
@@ -107,53 +101,16 @@ def _elements(read: Read, position: int, end: int, open_up: frozenset[int]) -> I
         unknown = value == (1 << 7 * length) - 1
         identity = int.from_bytes(head[:id_length], "big")
         yield _Element(identity, start, -1 if unknown and start <= end else start + max(value, 0))
-        position = start if unknown or identity in open_up else start + max(value, 0)
+        position = start if unknown else start + max(value, 0)
 
 
 def _matroska_cut_short(read: Read, size: int) -> bool:
     """The segment must end inside the file; of one without a size, as live recordings have it, the
-    last element, and the pictures and sounds must go on about as long as its head says.
+    last element. The duration in its head tells nothing: a cut copies that of its source.
     """
-    scale, declared, cluster, end = 0.0, 0.0, 0, 0
-    for element in _elements(read, 0, size, frozenset()):
+    end = 0
+    for element in _elements(read, size):
         if element.identity == _SEGMENT and element.end >= 0:
             return element.end > size
-        if element.identity == _INFO and element.end >= 0:
-            scale, declared = _told(read, element)
-        if element.identity == _CLUSTER:
-            cluster = element.start
         end = max(element.start, element.end)
-    if end > size:
-        return True
-    if end < size or not declared or not cluster:
-        return False  # what comes after some rubbish is not seen here
-    missing = declared - _last_time(read, cluster, size) * scale
-    return missing > max(_SHORT_SECONDS, _SHORT_BY * declared)
-
-
-def _told(read: Read, info: _Element) -> tuple[float, float]:
-    """Seconds of a unit of time, and how long the file is said to last; 0 where it is not said."""
-    scale, duration = 1_000_000, 0.0
-    for element in _elements(read, info.start, info.end, frozenset()):
-        data = read(element.start, max(0, min(8, element.end - element.start)))
-        if element.identity == _SCALE:
-            scale = int.from_bytes(data, "big")
-        if element.identity == _DURATION and len(data) in (4, 8):
-            (duration,) = struct.unpack(">f" if len(data) == 4 else ">d", data)
-    return scale / 1e9, duration * scale / 1e9
-
-
-def _last_time(read: Read, cluster: int, size: int) -> int:
-    """The latest time, in units, of any track in the last cluster."""
-    base = latest = 0
-    for element in _elements(read, cluster, size, frozenset((_GROUP,))):
-        if element.identity == _TIME and element.end >= element.start:
-            base = int.from_bytes(read(element.start, min(8, element.end - element.start)), "big")
-            latest = max(latest, base)
-        if element.identity in (_SIMPLE_BLOCK, _BLOCK):
-            head = read(element.start, 10)
-            track = 9 - head[0].bit_length() if head else 9
-            if track < 9:
-                offset = int.from_bytes(head[track : track + 2], "big", signed=True)
-                latest = max(latest, base + offset)
-    return latest
+    return end > size

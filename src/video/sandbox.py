@@ -8,10 +8,12 @@ import os
 import resource
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from dataclasses import asdict
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 from rushes.errors import DecodeTimeout, RushesError, UnreadableVideo, WorkerDied
@@ -73,7 +75,7 @@ class SandboxedReader:
         }
         # The kernel ends a worker with the thread that started it: one that lasts, for the thread
         # that reads first may end before the others.
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="rushes-sandbox")
+        self._starter = _Starter()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._closed = False
@@ -126,14 +128,8 @@ class SandboxedReader:
         ours, theirs = Pipe(duplex=True)
         arguments = [str(theirs.fileno()), json.dumps(sys.path), str(os.getpid())]
         with theirs:
-            self._process = self._starter.submit(
-                subprocess.Popen,
-                [sys.executable, "-c", _MAIN, *arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            ).result()
+            command = [sys.executable, "-c", _MAIN, *arguments]
+            self._process = self._starter.start(command, theirs.fileno())
         self._pipe = ours
         try:
             ours.send(self._setup)
@@ -165,7 +161,7 @@ class SandboxedReader:
     def close(self) -> None:
         """End the worker."""
         self._kill()
-        self._starter.shutdown()
+        self._starter.close()
         self._closed = True
 
     def __enter__(self) -> SandboxedReader:
@@ -173,6 +169,41 @@ class SandboxedReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Starter:
+    """A thread that starts workers; unlike an executor's it also serves while the program ends."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[list[str], int, Future[subprocess.Popen[bytes]]] | None]
+        self._asked = SimpleQueue()
+        threading.Thread(target=self._run, name="rushes-sandbox", daemon=True).start()
+
+    def start(self, command: list[str], descriptor: int) -> subprocess.Popen[bytes]:
+        """A worker that holds one descriptor of ours; raises what starting it raises."""
+        started: Future[subprocess.Popen[bytes]] = Future()
+        self._asked.put((command, descriptor, started))
+        return started.result()
+
+    def close(self) -> None:
+        """End the thread, and with it what it started."""
+        self._asked.put(None)
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            command, descriptor, started = asked
+            try:
+                process = subprocess.Popen(
+                    command,
+                    pass_fds=[descriptor],
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                started.set_exception(error)
+            else:
+                started.set_result(process)
 
 
 def _status(status: int | None) -> str:

@@ -164,7 +164,7 @@ class StoreReader:
         """
         began = time.monotonic()
         deadline = None if request.deadline is None else began + request.deadline
-        check_request(request, self.limits)
+        request = check_request(request, self.limits)
         clip = self._clip(request.video_id)
         asks = self._plan(request, clip)
         decoded = bytes_read = 0

@@ -89,6 +89,16 @@ def test_every_backend_refuses_what_cannot_be(
 
 
 @pytest.mark.attack
+def test_numbers_of_other_kinds_are_taken_alike(opened: Callable[[str], VideoReader]) -> None:
+    reader = opened("pyav")
+    plain = reader.read(Request("v", (Frames((0.0, 0.5)), Audio(0.0, 0.5, 16000))))
+    odd = Audio(cast(Any, "0"), cast(Any, "0.5"), cast(Any, 16000.0))
+    other = reader.read(Request("v", (Frames(cast(Any, (t for t in (0, 0.5)))), odd)))
+    for name, array in plain.arrays.items():
+        assert (array == other.arrays[name]).all()
+    reader.close()
+
+
 @pytest.mark.parametrize("size", [Size(1, 16_384), Size(16_384, 1), Size(2197, 16_384), Size(1, 1)])
 @pytest.mark.parametrize("method", ["area", "bilinear", "bicubic", "nearest"])
 def test_every_allowed_size_is_given_or_refused(

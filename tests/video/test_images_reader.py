@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tests.video.counter_video import number_of, picture
 
-from rushes.errors import FrameUnavailable, RefusedVideo, UnreadableVideo
+from rushes.errors import FrameUnavailable, RefusedVideo, StorageError, UnreadableVideo
 from rushes.video.catalogue import open_catalogue
 from rushes.video.doctor import examine
 from rushes.video.limits import Limits
@@ -112,6 +112,29 @@ def test_a_folder_leads_to_no_other_file_and_never_hangs(folder: Path, tmp_path:
 def test_a_rate_that_makes_it_endless_is_refused(folder: Path) -> None:
     (folder / "clip" / "frames.json").write_text('{"fps": 1e-300}')
     with pytest.raises(RefusedVideo, match="limit is 172800 s"):
+        open_reader(open_catalogue(folder)).describe("clip")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"password=hunter2 \xff",
+        b'{"fps": "hunter2"}',
+        b'{"fps": 1' + b"0" * 400 + b"}",
+        b"[" * 200_000,
+    ],
+)
+def test_a_sidecar_without_a_rate_is_told_and_not_quoted(folder: Path, text: bytes) -> None:
+    (folder / "clip" / "frames.json").write_bytes(text)
+    with pytest.raises(StorageError, match=r"frames.json: needs a number `fps` \(\w+\)") as said:
+        open_reader(open_catalogue(folder)).describe("clip")
+    assert "hunter2" not in str(said.value)
+
+
+def test_a_sidecar_leads_to_no_other_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"fps": 3}')
+    (folder / "clip" / "frames.json").symlink_to(tmp_path / "other.json")
+    with pytest.raises(StorageError, match="leads to another folder"):
         open_reader(open_catalogue(folder)).describe("clip")
 
 

@@ -97,6 +97,27 @@ def test_the_worker_outlives_the_thread_that_asked_first(counter: Rendered) -> N
         assert reader.pid == pid
 
 
+_ENDS = """
+import sys, threading, time
+from pathlib import Path
+from rushes.video.catalogue import Catalogue
+from rushes.video.sandbox import SandboxedReader
+reader = SandboxedReader(Catalogue.from_items({"v": Path(sys.argv[1])}))
+def read():
+    time.sleep(0.5)  # the main thread has ended by then
+    print(reader.describe("v").num_frames)
+    reader.close()
+threading.Thread(target=read).start()
+"""
+
+
+def test_a_thread_reads_while_the_program_ends(counter: Rendered) -> None:
+    _, path = counter("h264_ip.mp4")
+    command = [sys.executable, "-c", _ENDS, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "60\n", done.stderr
+
+
 def test_a_killed_worker_is_replaced(counter: Rendered) -> None:
     _, path = counter("h264_ip.mp4")
     with SandboxedReader(Catalogue.from_items({"v": path})) as reader:

@@ -100,14 +100,15 @@ def plan_frames(request: Request, output: Frames, index: VideoIndex, target: Siz
     )
 
 
-def check_request(request: Request, limits: Limits) -> None:
-    """Refuse what no backend could answer; every reader calls this first.
+def check_request(request: Request, limits: Limits) -> Request:
+    """The request in plain values; every reader calls this first.
 
     Raises:
         ConfigError, FrameUnavailable, RefusedVideo: as `checked` does for every road to a video.
         RefusedVideo: `over_limit`, a picture larger than `limits` allow.
     """
-    for output in checked(request).outputs:
+    request = checked(request)
+    for output in request.outputs:
         if not isinstance(output, Frames) or output.size is None:
             continue
         height, width = output.size
@@ -115,6 +116,7 @@ def check_request(request: Request, limits: Limits) -> None:
             asked = f"frames of {height}x{width} pixels were asked"
             detail = f"{asked}, the limit is {limits.max_pixels} pixels"
             raise RefusedVideo(request.video_id, detail)
+    return request
 
 
 def check_size(video: str, size: int, limits: Limits) -> None:

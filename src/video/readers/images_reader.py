@@ -173,7 +173,7 @@ class ImagesReader:
         """
         began = time.monotonic()
         deadline = None if request.deadline is None else began + request.deadline
-        check_request(request, self.limits)
+        request = check_request(request, self.limits)
         folder = self._folder(request.video_id)
         info = folder.info
         converter = Converter(request.video_id, Size(info.height, info.width), 0)
@@ -265,15 +265,22 @@ def _place(name: str) -> tuple[int, str]:
     return (int(found[1]) if found else 0, name)
 
 
+_NO_RATE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+
+
 def _fps(folder: Path) -> float:
     """Frames a second from the sidecar in the folder or in its parent."""
     candidates: Sequence[Path] = (folder / SIDECAR, folder.parent / SIDECAR)
     for sidecar in candidates:
         if sidecar.is_file():
+            if sidecar.resolve().parent not in (folder.resolve(), folder.resolve().parent):
+                raise StorageError(f"{sidecar}: leads to another folder")
             try:
                 fps = float(json.loads(sidecar.read_text(encoding="utf-8"))["fps"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise StorageError(f"{sidecar}: needs a number `fps`: {error!r}") from error
+            except _NO_RATE as error:
+                # The error itself would quote what may be another's file.
+                kind = type(error).__name__
+                raise StorageError(f"{sidecar}: needs a number `fps` ({kind})") from None
             if not (math.isfinite(fps) and fps > 0):
                 raise StorageError(f"{sidecar}: fps is {fps}")
             return fps

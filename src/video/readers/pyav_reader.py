@@ -130,7 +130,7 @@ class PyAVReader:
         """The named arrays; raises `VideoError` when the video cannot give them."""
         began = time.monotonic()
         deadline = None if request.deadline is None else began + request.deadline
-        check_request(request, self.limits)
+        request = check_request(request, self.limits)
         source = self._locate(request.video_id)
         video = self._opened(source)
         asks = self._plan(request, video)

@@ -87,7 +87,7 @@ class VerifiedReader(ABC):
         """The named arrays; raises `VideoError` when this backend cannot give them rightly."""
         began = time.monotonic()
         deadline = None if request.deadline is None else began + request.deadline
-        check_request(request, self.limits)
+        request = check_request(request, self.limits)
         index = self._indexes.index(request.video_id)
         source = self.catalogue.locate(request.video_id)
         info = index.info
