@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tests.video.conftest import Rendered
 
-from rushes.errors import UnreadableVideo
+from rushes.errors import StorageError, UnreadableVideo
+from rushes.video import probe_cache
 from rushes.video.catalogue import Catalogue, open_catalogue
 from rushes.video.index import pack_index, unpack_index
 from rushes.video.limits import Limits
@@ -88,3 +89,42 @@ def test_one_file_under_two_ids_keeps_both(counter: Rendered, tmp_path: Path) ->
         for video_id in (*ids, *ids):
             assert reader.describe(video_id).video_id == video_id
         reader.close()
+
+
+def test_a_torn_cache_is_told_before_it_is_read(counter: Rendered, tmp_path: Path) -> None:
+    index = build_index(source_of(counter("h264_ip.mp4")[1]), Limits())
+    cache = ProbeCache(tmp_path / "cache")
+    for i in range(20):
+        cache.put(b"%d" % i, index)
+    cache.close()
+    os.truncate(tmp_path / "cache" / "data.mdb", 8192)
+    with pytest.raises(StorageError, match="torn: 8192 bytes of"):
+        ProbeCache(tmp_path / "cache").get(b"1")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(StorageError, match="no index cache"):
+        ProbeCache(tmp_path / "circle").get(b"1")
+
+
+def test_a_full_disk_stops_the_keeping_and_not_the_reading(
+    counter: Rendered,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(probe_cache, "MAP_SIZE", 1 << 15)
+    catalogue = Catalogue.from_items(
+        {name: counter(name)[1] for name in ("h264_ip.mp4", "av1.mp4")}
+    )
+    cache, index = (
+        ProbeCache(tmp_path / "cache"),
+        build_index(source_of(counter("av1.mp4")[1]), Limits()),
+    )
+    for i in range(40):
+        cache.put(b"%d" % i, index)
+    assert caplog.text.count("no more indexes are kept") == 1
+    assert cache.get(b"0") is not None
+    reader = PyAVReader(catalogue, index_cache=tmp_path / "cache")
+    assert reader.describe("h264_ip.mp4").num_frames == 60
+    assert reader.describe("av1.mp4").num_frames == 40
+    reader.close()
+    cache.close()

@@ -236,6 +236,7 @@ class _Hunt:
         self._second_at = time.monotonic() + allowed / 2
         self._problems: dict[str, str] = {}
         self._missing: MissingVideo | None = None
+        self._refused: Refused | None = None
         self._full = self._slow = False
         self._backoff = _BACKOFF[0]
 
@@ -264,6 +265,8 @@ class _Hunt:
                     return locally(pool, remaining)
             if self._missing is not None:
                 raise self._missing
+            if self._refused is not None:
+                raise self._refused
             if remaining <= self._backoff:
                 if self._slow:  # somebody is there and works on it: the video's fault, if any
                     raise DecodeTimeout(self.video_id, self._report())
@@ -273,7 +276,7 @@ class _Hunt:
 
     def _round(self, ask: Callable[[RemoteServer], Answer]) -> Answer | None:
         """Ask every usable server once; None when none of them had an answer."""
-        self._full, self._missing = False, None
+        self._full, self._missing, self._refused = False, None, None
         waiting = self._servers()
         underway: dict[Future[Answer], RemoteServer] = {}
         started = time.monotonic()
@@ -329,7 +332,11 @@ class _Hunt:
             self.reader.counters.add(refused_busy=1)
         except MissingVideo as error:
             self._missing = error
-        except (Refused, NotARequest):
+        except Refused as error:  # it may have begun anew with another token: the others first
+            self._problems[server.address] = str(error)
+            server.note_bad(str(error))
+            self._refused = error
+        except NotARequest:
             raise
         except ServiceError as error:
             self._problems[server.address] = str(error)

@@ -193,3 +193,22 @@ def test_closing_while_the_local_pool_opens_leaves_no_worker(open_client: OpenCl
     while not pools or not pools[0].closed or pools[0].worker_pids():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.fault
+def test_a_server_that_comes_back_with_another_token_costs_no_sample(
+    open_server: OpenServer, open_client: OpenClient
+) -> None:
+    servers = [open_server(token="one") for _ in range(2)]
+    client = open_client(*(f"127.0.0.1:{server.port}" for server in servers), token="one")
+    port = servers[1].port
+    servers[1].close()
+    other = open_server(token="two", port=port)
+    for i in range(60):  # the watcher does not know yet
+        request = request_of(f"v{i}", 1, 8)
+        assert same(client.read(request), FakeReader().read(request))
+    servers[0].close()
+    time.sleep(2.5)
+    with pytest.raises(ServiceError):
+        client.read(request_of("v", 1, 8, deadline=3.0))
+    other.close()
