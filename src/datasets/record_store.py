@@ -114,8 +114,8 @@ class RecordStore(Sequence[Record]):
         return part, index - self._starts[part]
 
     def _last(self, mode: str, part: int) -> int:
-        rows = self._tables[part].num_rows
-        return self._count(mode, part, rows - 1) if rows else 0
+        ends, _ = self._cumulative(mode, part)
+        return ends[-1] if ends else 0
 
     def _count(self, mode: str, part: int, row: int) -> int:
         """Pairs in records 0..row of one file (the column is cumulative)."""

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import Future
 from dataclasses import asdict
 from multiprocessing.connection import Connection, Pipe
@@ -171,13 +172,17 @@ class SandboxedReader:
         self.close()
 
 
+_Ask = tuple[list[str], int, "Future[subprocess.Popen[bytes]]"]
+
+
 class _Starter:
     """A thread that starts workers; unlike an executor's it also serves while the program ends."""
 
     def __init__(self) -> None:
-        self._asked: SimpleQueue[tuple[list[str], int, Future[subprocess.Popen[bytes]]] | None]
-        self._asked = SimpleQueue()
-        threading.Thread(target=self._run, name="rushes-sandbox", daemon=True).start()
+        self._asked: SimpleQueue[_Ask | None] = SimpleQueue()
+        # The thread does not hold this object, so that it ends with a reader that nobody closes.
+        self._end = weakref.finalize(self, self._asked.put, None)
+        threading.Thread(target=_start_asked, args=(self._asked,), daemon=True).start()
 
     def start(self, command: list[str], descriptor: int) -> subprocess.Popen[bytes]:
         """A worker that holds one descriptor of ours; raises what starting it raises."""
@@ -187,23 +192,24 @@ class _Starter:
 
     def close(self) -> None:
         """End the thread, and with it what it started."""
-        self._asked.put(None)
+        self._end()
 
-    def _run(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            command, descriptor, started = asked
-            try:
-                process = subprocess.Popen(
-                    command,
-                    pass_fds=[descriptor],
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    start_new_session=True,
-                )
-            except OSError as error:
-                started.set_exception(error)
-            else:
-                started.set_result(process)
+
+def _start_asked(asked: SimpleQueue[_Ask | None]) -> None:
+    while (ask := asked.get()) is not None:
+        command, descriptor, started = ask
+        try:
+            process = subprocess.Popen(
+                command,
+                pass_fds=[descriptor],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        except Exception as error:  # noqa: BLE001 - the border of a thread: the reader raises it
+            started.set_exception(error)
+        else:
+            started.set_result(process)
 
 
 def _status(status: int | None) -> str:
